@@ -1,0 +1,18 @@
+"""Run every stage in order, from data to report; finished stages are not repeated.
+
+ray job submit --working-dir . -- python jobs/pipeline.py --config jobs/experiments/prism.yaml
+python jobs/pipeline.py --config jobs/experiments/prism.yaml
+"""
+
+from scpo_ray.cli import load_config, run
+
+
+def main() -> None:
+    config = load_config(description=__doc__)
+    from scpo_ray.stages import pipeline  # deferred: a bad config fails in milliseconds
+
+    print(pipeline.run(config))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,18 @@
+"""Choose which pairs each community learns from, and how strongly.
+
+ray job submit --working-dir . -- python jobs/select.py --config jobs/experiments/prism.yaml
+python jobs/select.py --config jobs/experiments/prism.yaml
+"""
+
+from scpo_ray.cli import load_config, run
+
+
+def main() -> None:
+    config = load_config(description=__doc__)
+    from scpo_ray.stages import select  # deferred: a bad config fails in milliseconds
+
+    print(select.run(config))
+
+
+if __name__ == "__main__":
+    run(main)

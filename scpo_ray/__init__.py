@@ -1,0 +1,3 @@
+"""One steerable reward model per community, on Ray."""
+
+__version__ = "0.1.0"

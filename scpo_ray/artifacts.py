@@ -1,0 +1,313 @@
+"""Artifacts: folders with a manifest, written whole or not at all.
+
+A run directory holds one folder per artifact. Its `manifest.json` is written last, so a folder without one does not
+count; on a local disk the folder also appears by one rename. A manifest says which settings and which inputs made the
+artifact, and a stage that finds another answer than its own config's refuses, naming the difference.
+"""
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from scpo_ray.errors import ArtifactError, StorageError
+from scpo_ray.records import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PACKAGES = ("scpo_ray", "torch", "transformers", "ray", "deepspeed", "pyarrow", "numpy", "peft")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What made an artifact. `identity` are the settings that its content depends on, by dotted key."""
+
+    name: str
+    stage: str
+    identity: Mapping[str, object]
+    inputs: Mapping[str, str]
+    """Content hash of each input artifact."""
+    content_hash: str
+    seed: int
+    wall_time_s: float
+    statistics: Mapping[str, object] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+    created: str = ""
+
+
+class RunDirectory:
+    """The artifacts of one run, on any filesystem that pyarrow reaches."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        with storage_errors(self.address):
+            if "://" in address:
+                self._filesystem, self._root = pafs.FileSystem.from_uri(self.address)
+            else:
+                self._filesystem, self._root = pafs.LocalFileSystem(), str(Path(address).absolute())
+        self.is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
+        self.absolute_address = self._root if self.is_local else self.address
+        """The same place for a worker with another working directory."""
+
+    def path(self, name: str) -> str:
+        """Where the artifact or file is, as an address to show and to open with pyarrow."""
+        return f"{self.address}/{name}"
+
+    def find(self, name: str) -> Manifest | None:
+        """The artifact's manifest, or None where there is no complete artifact.
+
+        Raises:
+            ArtifactError: the manifest is unreadable or has another schema version.
+        """
+        path = f"{self._root}/{name}/{MANIFEST}"
+        with storage_errors(path):
+            if self._filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+                return None
+            with self._filesystem.open_input_stream(path) as stream:
+                text = stream.read()
+        try:
+            manifest = Manifest(**json.loads(text))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ArtifactError(
+                f"{self.path(name)}/{MANIFEST}: not a manifest ({error}); delete the folder and rerun"
+            ) from None
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{self.path(name)}: schema version {manifest.schema_version}, this release reads {SCHEMA_VERSION}; "
+                "delete the folder and rerun"
+            )
+        return manifest
+
+    def require(self, name: str, *, job: str) -> Manifest:
+        """The manifest of an artifact that must be there; the error names the job that makes it."""
+        manifest = self.find(name)
+        if manifest is None:
+            raise ArtifactError(f"{self.path(name)}: no such artifact; run jobs/{job}.py first")
+        return manifest
+
+    def read_table(self, name: str, *, columns: list[str] | None = None, filters: object = None) -> pa.Table:
+        """One Parquet file of an artifact: `read_table("prepared/pairs.parquet")`."""
+        with storage_errors(self.path(name)):
+            return pq.read_table(
+                f"{self._root}/{name}", filesystem=self._filesystem, columns=columns, filters=filters, partitioning=None
+            )
+
+    def read_json(self, name: str) -> dict:
+        """One JSON file of an artifact."""
+        with storage_errors(self.path(name)), self._filesystem.open_input_stream(f"{self._root}/{name}") as stream:
+            return json.loads(stream.read())
+
+    def names(self, folder: str) -> list[str]:
+        """File and folder names directly inside a folder, sorted; empty where there is none."""
+        with storage_errors(self.path(folder)):
+            infos = self._filesystem.get_file_info(pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True))
+        return sorted(info.base_name for info in infos)
+
+    def fetch(self, name: str, *, into: Path | None = None) -> Path:
+        """A local copy of a folder or file; itself when the run directory is local."""
+        if self.is_local:
+            return Path(self._root) / name
+        target = (
+            (into or Path(tempfile.gettempdir())) / f"scpo-{content_hash_of(self.path(name))[:16]}" / Path(name).name
+        )
+        with storage_errors(self.path(name)):
+            pafs.copy_files(f"{self._root}/{name}", str(target), source_filesystem=self._filesystem)
+        return target
+
+    def remove(self, name: str) -> None:
+        """Delete a folder, manifest first, so that what is left never counts."""
+        with storage_errors(self.path(name)):
+            folder = f"{self._root}/{name}"
+            if self._filesystem.get_file_info(f"{folder}/{MANIFEST}").type != pafs.FileType.NotFound:
+                self._filesystem.delete_file(f"{folder}/{MANIFEST}")
+            if self._filesystem.get_file_info(folder).type != pafs.FileType.NotFound:
+                self._filesystem.delete_dir(folder)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local folder to fill; it becomes `name` when the block ends, and vanishes when the block raises."""
+        with storage_errors(self.path(name)):
+            if self.is_local:
+                parent = (Path(self._root) / name).parent
+                parent.mkdir(parents=True, exist_ok=True)
+                staging = parent / f".{Path(name).name}.{uuid.uuid4().hex[:8]}.tmp"
+                staging.mkdir()
+            else:
+                staging = Path(tempfile.mkdtemp(prefix="scpo-"))
+            try:
+                yield staging
+                self._publish(staging, name)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def _publish(self, staging: Path, name: str) -> None:
+        if not self.is_local:
+            self.remove(name)
+            manifest = staging / MANIFEST
+            text = manifest.read_bytes()
+            manifest.unlink()
+            pafs.copy_files(str(staging), f"{self._root}/{name}", destination_filesystem=self._filesystem)
+            with self._filesystem.open_output_stream(f"{self._root}/{name}/{MANIFEST}") as stream:
+                stream.write(text)
+            return
+        target = Path(self._root) / name
+        retired = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+        if target.exists():
+            target.rename(retired)
+        staging.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """One file outside any artifact (the report, the resolved config), replaced atomically on a local disk."""
+        with storage_errors(self.path(name)):
+            target = f"{self._root}/{name}"
+            self._filesystem.create_dir(os.path.dirname(target), recursive=True)
+            temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else target
+            try:
+                with self._filesystem.open_output_stream(temporary) as stream:
+                    stream.write(content)
+                if self.is_local:
+                    os.replace(temporary, target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._filesystem.delete_file(temporary)
+                raise
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an artifact should be made of, so that one on disk can be recognised or refused."""
+
+    name: str
+    stage: str
+    identity: Mapping[str, object]
+    inputs: Mapping[str, str]
+    seed: int
+
+    def is_made(self, run: RunDirectory, *, rebuild: bool) -> Manifest | None:
+        """The manifest of the artifact on disk when it is this recipe's; None when it is to be made.
+
+        Raises:
+            ArtifactError: another config or other inputs made it, and `rebuild` is off.
+        """
+        manifest = run.find(self.name)
+        if manifest is None:
+            return None
+        difference = self.difference(manifest)
+        if difference is None:
+            return manifest
+        if rebuild:
+            return None
+        raise ArtifactError(
+            f"{run.path(self.name)}: {difference}; use another --run_dir, or --rebuild true to remake it and what follows"
+        )
+
+    def difference(self, manifest: Manifest) -> str | None:
+        """The first setting or input in which the manifest differs, in words; None when it is the same recipe."""
+        wanted = json.loads(json.dumps(dict(self.identity)))
+        for key in sorted({*wanted, *manifest.identity}):
+            was, now = manifest.identity.get(key, "unset"), wanted.get(key, "unset")
+            if was != now:
+                return f"made with {key} = {_show(was)}, this config has {_show(now)}"
+        for key in sorted({*self.inputs, *manifest.inputs}):
+            if manifest.inputs.get(key) != self.inputs.get(key):
+                return f"made from another {key} (it has changed since)"
+        return None
+
+    @contextlib.contextmanager
+    def making(self, run: RunDirectory) -> Iterator["Draft"]:
+        """Fill `draft.folder`; the manifest is added and the artifact appears when the block ends."""
+        start = time.monotonic()
+        with run.writing(self.name) as folder:
+            draft = Draft(folder)
+            yield draft
+            manifest = Manifest(
+                name=self.name,
+                stage=self.stage,
+                identity=self.identity,
+                inputs=self.inputs,
+                content_hash=draft.content_hash or hash_folder(folder),
+                seed=self.seed,
+                wall_time_s=round(time.monotonic() - start, 3),
+                statistics=draft.statistics,
+                packages=_package_versions(),
+                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            )
+            (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+
+
+@dataclass
+class Draft:
+    """An artifact in the making."""
+
+    folder: Path
+    statistics: dict[str, object] = field(default_factory=dict)
+    content_hash: str | None = None
+    """Set it where equal content may have unequal bytes; else the files are hashed."""
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """One Parquet file of the artifact."""
+        pq.write_table(table, self.folder / name, compression="zstd")
+
+    def write_json(self, name: str, value: object) -> None:
+        """One JSON file of the artifact."""
+        (self.folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def content_hash_of(*parts: object) -> str:
+    """A hash of JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 over the names and bytes of every file below a folder, the manifest left out."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+        digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def storage_errors(place: str) -> Iterator[None]:
+    """Operating-system and Arrow I/O failures as one StorageError that names the place and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        if error.errno in _OUT_OF_SPACE:
+            remedy = "nothing of it was kept; free space and rerun, finished work is not repeated"
+        else:
+            remedy = "check that the path exists and may be read and written, then rerun"
+        raise StorageError(f"{error.filename or place}: {reason}; {remedy}") from error
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"{place}: {str(error).splitlines()[0]}") from error
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,421 @@
+"""Every setting, with its default, unit and check: one frozen model per stage.
+
+Defaults live here and nowhere else. `scpo_ray.cli.load_config` fills these models from a YAML file and the command
+line; functions receive the smallest sub-config that they need.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+CommunityField = Literal[
+    "reside_country",
+    "birth_country",
+    "reside_subregion",
+    "religion",
+    "gender",
+    "age",
+    "ethnicity",
+    "education",
+    "employment",
+]
+DatasetName = Literal["atlas", "prism", "global_opinions", "pair_files", "general_preferences"]
+SelectionStrategy = Literal["filter_weight", "filter", "weight", "inverse_weight", "none"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+NOT_IDENTITY = {"identity": False}
+"""Marks settings that change cost or place, not the result: an artifact made under another value still counts."""
+
+
+class Section(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """A part of the configuration: immutable, and closed to unknown keys."""
+
+    def identity(self, prefix: str) -> dict[str, object]:
+        """Dotted key -> value of every setting that the result depends on."""
+        found: dict[str, object] = {}
+        for name, info in type(self).model_fields.items():
+            if info.json_schema_extra == NOT_IDENTITY:
+                continue
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                found |= value.identity(f"{prefix}.{name}")
+            else:
+                found[f"{prefix}.{name}"] = list(value) if isinstance(value, tuple) else value
+        return found
+
+
+class AtlasConfig(Section):
+    """The synthetic world: communities with known preferences, planted noise and planted outliers."""
+
+    num_prompts: int = Field(300, ge=10)
+    """Distinct prompts of the world."""
+
+    majority_annotators: int = Field(120, ge=2)
+    """Annotators of the majority community."""
+
+    minority_annotators: int = Field(24, ge=2)
+    """Annotators of each minority community."""
+
+    interactions_per_annotator: int = Field(16, ge=1)
+    """Prompts that one annotator rates."""
+
+    responses_per_interaction: int = Field(4, ge=2, le=8)
+    """K: rated responses of one interaction."""
+
+    num_minorities: int = Field(3, ge=1, le=6)
+    """Minority communities, each with its own planted differences from the majority."""
+
+    noise_rate: float = Field(0.05, ge=0, lt=0.5)
+    """Share of ratings whose response was swapped with another one's (labelled `noise`)."""
+
+    outlier_rate: float = Field(0.05, ge=0, lt=0.5)
+    """Share of a minority's pairs that are extreme outliers: reversed where everyone agrees most (labelled `outlier`)."""
+
+
+class PrismConfig(Section):
+    """PRISM (Kirk et al. 2024): conversations rated 1-100 by residents of 38 countries."""
+
+    path: str = "HannahRoseKirk/prism-alignment"
+    """Folder with `survey.jsonl` and `utterances.jsonl`, or the hub data set's name."""
+
+    community_field: CommunityField = "reside_country"
+    """Which survey answer names the annotator's community."""
+
+    history: Literal["full", "none"] = "full"
+    """Earlier turns (prompts with the chosen responses) in the context, or the last prompt alone (as published)."""
+
+    pairing: Literal["all", "chosen_vs_rest"] = "all"
+    """All response pairs of a turn whose scores differ, or only the chosen one against the others (as published)."""
+
+    balanced_subset: bool = False
+    """Only conversations of PRISM's balanced subset."""
+
+
+class GlobalOpinionsConfig(Section):
+    """GlobalOpinionQA (Durmus et al. 2023): answer shares of survey questions by country."""
+
+    path: str = "Anthropic/llm_global_opinions"
+    """A CSV file with the hub data set's columns, or the hub data set's name."""
+
+    min_share_gap: Fraction = 0.1
+    """Smallest difference of two options' shares that counts as a preference, probability."""
+
+
+class PairFilesConfig(Section):
+    """Preference pairs in files: columns prompt or messages, chosen, rejected, community."""
+
+    paths: tuple[str, ...] = ()
+    """JSONL, JSONL.gz or Parquet files, or hub data sets (`name` or `name:split`)."""
+
+
+class GeneralPreferencesConfig(Section):
+    """General preferences for the global model: HH-RLHF transcripts or DSP `text`/`score` lists."""
+
+    paths: tuple[str, ...] = ()
+    """JSON or JSONL(.gz) files, or hub data sets."""
+
+    community: str = "General"
+    """The community name that these pairs carry."""
+
+
+class PrepareConfig(Section):
+    """From source rows to responses, pairs and splits."""
+
+    datasets: tuple[DatasetName, ...] = Field(("atlas",), min_length=1)
+    """Which adapters to read; each has its own section below."""
+
+    atlas: AtlasConfig = AtlasConfig()
+    prism: PrismConfig = PrismConfig()
+    global_opinions: GlobalOpinionsConfig = GlobalOpinionsConfig()
+    pair_files: PairFilesConfig = PairFilesConfig()
+    general_preferences: GeneralPreferencesConfig = GeneralPreferencesConfig()
+
+    majority: tuple[str, ...] | None = None
+    """Communities whose pairs train the global model and measure what was forgotten; unset: the United States, the
+    United Kingdom and the Atlas, as far as the data has them."""
+
+    communities: tuple[str, ...] | None = None
+    """Communities to keep beside the majority; all when unset."""
+
+    min_score_gap: float = Field(0.0, ge=0)
+    """Pairs whose scores differ by this or less are no preference and make no pair (score units)."""
+
+    max_rejected_share: Fraction = Field(0.05, json_schema_extra=NOT_IDENTITY)
+    """More malformed rows than this share stop the stage, with nothing written."""
+
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of each community's pairs for choosing hyperparameters and early stopping; 0 as published."""
+
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of each community's pairs for the evaluation."""
+
+    split_by: Literal["auto", "annotator", "prompt", "pair"] = "auto"
+    """What stays on one side of a split. auto: the annotator where the community has them, else the prompt group."""
+
+    stratify: bool = True
+    """Hold the fractions in every community; off: one random split over all (as published)."""
+
+    near_duplicate_similarity: float = Field(0.85, gt=0, le=1)
+    """Prompts whose one- and two-gram cosine reaches this form one group."""
+
+    split_salt: str = "scpo"
+    """Changes which units fall on which side."""
+
+    @model_validator(mode="after")
+    def _splits_leave_training_data(self) -> "PrepareConfig":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} + test_fraction {self.test_fraction} leave no training "
+                "pairs; lower one of them"
+            )
+        return self
+
+
+class FormatConfig(Section):
+    """How (context, response) becomes token ids: the same for scoring, training, PPO and serving."""
+
+    max_tokens: int = Field(512, ge=8)
+    """Longest sequence, tokens. The context loses its oldest tokens first; the response is cut only when it alone is longer."""
+
+    use_chat_template: Literal["auto", "never"] = "auto"
+    """auto: the tokenizer's chat template where it has one; never: the plain format."""
+
+
+class ModelConfig(Section):
+    """A from-scratch transformer, for data on which no pretrained backbone is needed (`atlas`)."""
+
+    architecture: Literal["qwen2", "bert"] = "qwen2"
+    hidden_size: int = Field(64, ge=32)
+    num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(2, ge=1)
+    """Heads; hidden_size / num_heads of 32 or more keeps the model usable by vLLM on CPU."""
+
+    vocab_size: int = Field(2000, ge=64)
+    """Largest size of the tokenizer that is trained on the data."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (PEFT); merged into the weights when a reward model is saved."""
+
+    enabled: bool = False
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class OptimizationConfig(Section):
+    """What `train_global` and `train` share: objective, optimiser, batches, workers, checkpoints."""
+
+    epochs: float = Field(1.0, ge=0)
+    """Passes over the training interactions."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimiser steps, whichever of the two comes first."""
+
+    max_steps_overrides_epochs: bool = False
+    """Train for exactly max_steps whatever `epochs` says (as published)."""
+
+    learning_rate: float = Field(2e-5, gt=0)
+    """Peak step size of AdamW."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay of the learning rate to zero after the warm-up."""
+
+    warmup_fraction: Fraction = 0.05
+    """Share of the steps over which the learning rate rises."""
+
+    weight_decay: float = Field(0.01, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradient clipping norm; 0 turns it off."""
+
+    normalization: Literal["pairs", "weights"] = "pairs"
+    """Divide the loss by the number of pairs (as published) or by the sum of their weights; both over the global batch."""
+
+    centering_coefficient: float = Field(0.0, ge=0)
+    """c: adds c * mean((r+ + r-)^2), which keeps rewards near zero."""
+
+    margin_per_score: float = Field(0.0, ge=0)
+    """m_i = this * score gap: how many reward units one score unit must separate."""
+
+    batching: Literal["interactions", "pairs"] = "interactions"
+    """One forward per response of an interaction for all its pairs, or two forwards per pair."""
+
+    batch_size: int = Field(16, ge=1)
+    """Interactions (or pairs) per optimiser step, over all workers and accumulation steps."""
+
+    accumulation_steps: int = Field(1, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Micro-batches per worker and optimiser step; changes memory, never the result."""
+
+    pad_to_multiple: int = Field(16, ge=1)
+    """Round batch lengths up to a multiple of this: fewer shapes, faster kernels, more padding (tokens)."""
+
+    dropout: bool = False
+    """Leave the backbone's dropout on while training."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: forward and backward under autocast, master weights in float32."""
+
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel; on CPUs eager trains about twice as fast as sdpa."""
+
+    gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IDENTITY)
+    lora: LoraConfig = LoraConfig()
+
+    seeded: bool = True
+    """Seed initialisation, order and dropout from `seed`; off: from the operating system (as published)."""
+
+    evaluations_per_epoch: float = Field(1.0, gt=0)
+    """Validation passes per epoch."""
+
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many validation passes without a lower validation loss; unset: run to the end."""
+
+    keep: Literal["last", "best"] = "last"
+    """Which weights become the reward model: the last ones or those of the lowest validation loss."""
+
+    num_workers: int = Field(1, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Ranks of one worker group."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, json_schema_extra=NOT_IDENTITY)
+    """DeepSpeed ZeRO stage."""
+
+    use_gpu: bool = Field(False, json_schema_extra=NOT_IDENTITY)
+    cpus_per_worker: float = Field(1, gt=0, json_schema_extra=NOT_IDENTITY)
+    """CPUs that Ray reserves per worker."""
+
+    threads_per_worker: int | None = Field(None, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Torch threads per worker; unset: the machine's cores divided by num_workers."""
+
+    checkpoint_every_steps: int = Field(200, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Optimiser steps between two checkpoints."""
+
+    checkpoint_dir: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    """Where unfinished trainings are kept, on a disk that all workers share; unset: `checkpoints` in the run directory."""
+
+    max_failures: int = Field(2, ge=0, json_schema_extra=NOT_IDENTITY)
+    """How often a killed worker group is restarted from its last checkpoint."""
+
+
+class TrainGlobalConfig(OptimizationConfig):
+    """The global reward model: the ruler, and where every community's model starts."""
+
+    model: str | None = None
+    """Local folder, hub name or `package:NAME/FOLDER`; unset: from scratch with a tokenizer trained on the data."""
+
+    scratch: ModelConfig = ModelConfig()
+    communities: tuple[str, ...] | None = None
+    """Whose training pairs it learns from; the majority when unset."""
+
+
+class ScoreConfig(Section):
+    """Rewards of the global model for every response, each computed once."""
+
+    tokens_per_batch: int = Field(8192, ge=64, json_schema_extra=NOT_IDENTITY)
+    """Padded tokens of one forward pass."""
+
+    window: int = Field(4096, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Responses that are sorted by length together before batching; the unit of work that survives a kill."""
+
+    num_scorers: int = Field(1, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Actors, each with the model loaded once."""
+
+    cpus_per_scorer: float = Field(1, gt=0, json_schema_extra=NOT_IDENTITY)
+    gpus_per_scorer: float = Field(0, ge=0, json_schema_extra=NOT_IDENTITY)
+    threads_per_scorer: int | None = Field(None, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Torch threads per actor; unset: the machine's cores divided by num_scorers."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the hardware multiplies it natively (GPU, AMX), else float32. The reward head stays float32."""
+
+    cache_dir: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    """Where scores are kept by content, for every run; unset: `score_cache` beside the run directory."""
+
+
+class SelectConfig(Section):
+    """Which pairs a community's reward model learns from, and how strongly."""
+
+    strategy: SelectionStrategy = "filter_weight"
+    """filter_weight is SCPO."""
+
+    controls: tuple[SelectionStrategy, ...] = ()
+    """Strategies that run beside it on the same pairs and steps, for comparison."""
+
+    agreement_threshold: float = Field(0.7, gt=0, lt=1)
+    """τ, probability. Lower keeps fewer pairs."""
+
+    weight_temperature: float = Field(1.1, gt=0)
+    """β, reward units. Lower down-weights disagreement faster."""
+
+    agreement_form: Literal["sigmoid", "exp_ratio"] = "sigmoid"
+    """exp_ratio: exp(r+) / (exp(r+) + exp(r-)) in float32, as published; overflows for large rewards."""
+
+    @model_validator(mode="after")
+    def _controls_differ(self) -> "SelectConfig":
+        if self.strategy in self.controls or len(set(self.controls)) < len(self.controls):
+            raise ValueError(f"controls {list(self.controls)} repeat a strategy (the main one is {self.strategy})")
+        return self
+
+    @property
+    def strategies(self) -> tuple[SelectionStrategy, ...]:
+        """The main strategy first, then the controls."""
+        return (self.strategy, *self.controls)
+
+
+class TrainConfig(OptimizationConfig):
+    """One reward model per community, all in one job."""
+
+    communities: tuple[str, ...] | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    """Communities to train; all but the majority when unset."""
+
+    num_worker_groups: int = Field(1, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Groups of num_workers ranks that take communities from one queue."""
+
+    min_pairs: int = Field(8, ge=1)
+    """A community with fewer kept pairs fails, and the others go on."""
+
+
+class EvaluateConfig(Section):
+    """What was gained and what was lost, on test pairs."""
+
+    dropout: bool = False
+    """Leave dropout on while scoring the trained models (as published)."""
+
+    test_threshold: float = Field(0.5, gt=0, lt=1)
+    """Agreement below which a test pair counts as one that the global model gets wrong."""
+
+    num_resamples: int = Field(2000, ge=100)
+    """Bootstrap resamples behind every interval."""
+
+
+class ReportConfig(Section):
+    """The terminal table and `report.html`."""
+
+    title: str = "SCPO"
+    num_example_pairs: int = Field(12, ge=0)
+    """Pairs shown per community, with texts."""
+
+
+class Config(Section):
+    """One run, from data to report."""
+
+    run_dir: str = "runs/default"
+    """Where the artifacts go: a path, s3:// or gs:// address."""
+
+    seed: int = Field(0, ge=0)
+    """Seeds the world, initialisation and data order."""
+
+    rebuild: bool = False
+    """Remake artifacts that another config made, instead of refusing."""
+
+    prepare: PrepareConfig = PrepareConfig()
+    format: FormatConfig = FormatConfig()
+    train_global: TrainGlobalConfig = TrainGlobalConfig()
+    score: ScoreConfig = ScoreConfig()
+    select: SelectConfig = SelectConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()

@@ -1,0 +1,57 @@
+"""Which sequences share a forward pass."""
+
+from collections.abc import Sequence
+
+
+def token_budget_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> list[list[int]]:
+    """Indices in batches of at most `tokens_per_batch` padded tokens, longest sequences first.
+
+    Neighbours in length share a batch, so padding stays small; the longest come first, so a batch that does not fit
+    the memory fails at once. A sequence longer than the budget gets a batch of its own.
+
+    Raises:
+        ValueError: a length or the budget is not positive.
+    """
+    if tokens_per_batch < 1 or any(length < 1 for length in lengths):
+        raise ValueError(
+            f"lengths and tokens_per_batch must be positive, got {min(lengths, default=1)}, {tokens_per_batch}"
+        )
+    batches: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if not batches or (len(batches[-1]) + 1) * longest > tokens_per_batch:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(index)
+    return batches
+
+
+def micro_batches(lengths: Sequence[int], *, num_parts: int) -> list[list[int]]:
+    """Indices of one global batch in exactly `num_parts` parts of similar lengths and near-equal counts.
+
+    Sorted by length and cut evenly: part i and part i + 1 are closest, so ranks that take neighbouring parts wait
+    little for one another. Parts may be empty when there are fewer items than parts.
+
+    Raises:
+        ValueError: `num_parts` is not positive.
+    """
+    if num_parts < 1:
+        raise ValueError(f"num_parts must be positive, got {num_parts}")
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    size, larger = divmod(len(order), num_parts)
+    parts, start = [], 0
+    for part in range(num_parts):
+        end = start + size + (part < larger)
+        parts.append(order[start:end])
+        start = end
+    return parts
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple that is not below `value`."""
+    return -(-value // multiple) * multiple
+
+
+def padding_share(*, num_tokens: int, num_padded_tokens: int) -> float:
+    """Share of the computed tokens that were padding, in [0, 1]; 0 where nothing was computed."""
+    return 1 - num_tokens / num_padded_tokens if num_padded_tokens else 0.0

@@ -1,0 +1,148 @@
+"""What every adapter returns, and the ledger that accounts for every source row."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from scpo_ray.errors import DataError
+from scpo_ray.records import PAIRS, RESPONSES, Message, content_id, response_id, table
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A source row that made no response or pair, with the place to look."""
+
+    source: str
+    file: str
+    line: int
+    reason: str
+    value: str
+
+
+@dataclass
+class RowLedger:
+    """Counts that must add up: rows read = rows used + rejected; responses mentioned = responses + merged duplicates."""
+
+    source: str
+    rows_read: int = 0
+    rows_used: int = 0
+    responses_mentioned: int = 0
+    responses: int = 0
+    rejected: list[RejectedRow] = field(default_factory=list)
+    excluded: Counter[str] = field(default_factory=Counter)
+    """What was left out by design (ties, refusals, ...), by reason, in the unit that the reason names."""
+    suspicious: list[RejectedRow] = field(default_factory=list)
+    """Rows that were used but deserve a look."""
+
+    def reject(self, *, file: str, line: int, reason: str, value: object) -> None:
+        """Record a malformed row. `line` counts from 1; `value` is shortened."""
+        self.rejected.append(RejectedRow(self.source, file, line, reason, repr(value)[:120]))
+
+    def suspect(self, *, file: str, line: int, reason: str, value: object) -> None:
+        """Record a row that is used as it is, but looks wrong."""
+        self.suspicious.append(RejectedRow(self.source, file, line, reason, repr(value)[:120]))
+
+    @property
+    def merged_duplicates(self) -> int:
+        """Mentions of a response that had been seen before in the same context."""
+        return self.responses_mentioned - self.responses
+
+    def check(self, max_rejected_share: float) -> None:
+        """Raise DataError when the counts do not add up, nothing was used, or too many rows are malformed."""
+        if self.rows_read != self.rows_used + len(self.rejected):
+            raise DataError(
+                f"{self.source}: {self.rows_read} rows read, but {self.rows_used} used + {len(self.rejected)} rejected; "
+                "this is a fault of the adapter, please report it"
+            )
+        if self.rejected and len(self.rejected) > max_rejected_share * self.rows_read:
+            first = self.rejected[0]
+            raise DataError(
+                f"{first.file}:{first.line}: {first.reason}: {first.value} (one of {len(self.rejected)} malformed rows of "
+                f"{self.rows_read}); mend them or raise prepare.max_rejected_share"
+            )
+        if not self.rows_used:
+            raise DataError(f"{self.source}: no usable row among {self.rows_read}; check the path and the columns")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One source, read: unique responses, pairs without splits, the ledger, and the truth where it is known."""
+
+    responses: pa.Table
+    pairs: pa.Table
+    ledger: RowLedger
+    pair_truth: pa.Table | None = None
+    response_truth: pa.Table | None = None
+
+
+class DatasetBuilder:
+    """Collects responses and pairs; merges a response that occurs twice in one context."""
+
+    def __init__(self, source: str) -> None:
+        self.ledger = RowLedger(source)
+        self._responses: dict[str, dict] = {}
+        self._pairs: dict[str, dict] = {}
+
+    def add_response(self, *, context: Sequence[Message], response: str, interaction_id: str, prompt_id: str) -> str:
+        """Return the response's id, adding it when it is new."""
+        identifier = response_id(context, response)
+        self.ledger.responses_mentioned += 1
+        if identifier not in self._responses:
+            self.ledger.responses += 1
+            self._responses[identifier] = {
+                "response_id": identifier,
+                "interaction_id": interaction_id,
+                "context": list(context),
+                "response": response,
+                "prompt_id": prompt_id,
+            }
+        return identifier
+
+    def add_pair(
+        self,
+        *,
+        interaction_id: str,
+        community: str,
+        annotator_id: str | None,
+        prompt_id: str,
+        chosen_id: str,
+        rejected_id: str,
+        score_chosen: float | None = None,
+        score_rejected: float | None = None,
+        occurrence: int | str = 0,
+    ) -> str:
+        """Return the pair's id. A pair that the same interaction already holds is counted as excluded, not doubled.
+
+        `occurrence` tells apart repeated votes that the source means to count each (its row number, say).
+        """
+        pair_id = content_id(
+            self.ledger.source, interaction_id, community, annotator_id, chosen_id, rejected_id, occurrence
+        )
+        if pair_id in self._pairs:
+            self.ledger.excluded["duplicate pairs"] += 1
+            return pair_id
+        self._pairs[pair_id] = {
+            "pair_id": pair_id,
+            "interaction_id": interaction_id,
+            "community": community,
+            "annotator_id": annotator_id,
+            "prompt_id": prompt_id,
+            "chosen_id": chosen_id,
+            "rejected_id": rejected_id,
+            "score_chosen": score_chosen,
+            "score_rejected": score_rejected,
+            "source": self.ledger.source,
+        }
+        return pair_id
+
+    def build(self, *, pair_truth: pa.Table | None = None, response_truth: pa.Table | None = None) -> Dataset:
+        """The finished data set; splits and prompt groups come later, in `prepare`."""
+        return Dataset(
+            responses=table(self._responses.values(), RESPONSES),
+            pairs=table(self._pairs.values(), PAIRS),
+            ledger=self.ledger,
+            pair_truth=pair_truth,
+            response_truth=response_truth,
+        )

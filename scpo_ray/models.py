@@ -1,0 +1,289 @@
+"""Reward models: find, load, make, describe, save."""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers.utils import logging as transformers_logging
+
+from scpo_ray.config import ModelConfig
+from scpo_ray.errors import ModelError
+from scpo_ray.formatting import pad_token_id
+
+_HASHED_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+_HEAD_NAMES = ("score", "classifier")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|> ' + message['content'] + ' <|end|> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
+)
+"""What tokenizers made here use: every role and the end of a turn are single tokens."""
+
+
+@dataclass
+class RewardModel:
+    """A one-label sequence classifier and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def resolve(address: str) -> Path:
+    """The local folder of a model: a folder, `package:NAME/FOLDER` inside an installed package, or a hub name.
+
+    Raises:
+        ModelError: there is no such folder, package or hub model.
+    """
+    if address.startswith("package:"):
+        package, _, inside = address.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModelError(f"{address}: no installed package {package!r}; pip install it")
+        folder = Path(spec.submodule_search_locations[0]) / inside
+    else:
+        folder = Path(address).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if address.startswith(("package:", "/", ".", "~")) or address.count("/") > 1 or folder.exists():
+        raise ModelError(f"{address}: no config.json there; give a transformers folder or a hub name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(address, allow_patterns=[f"*{suffix}" for suffix in _HASHED_SUFFIXES]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise ModelError(f"{address}: not a local folder, and not to be had from the hub ({reason})") from error
+
+
+def load(
+    folder: Path,
+    *,
+    attention: str = "sdpa",
+    new_head_seed: int | None = None,
+) -> RewardModel:
+    """A reward model in float32, dropout off.
+
+    Args:
+        folder: transformers format, encoder or decoder.
+        attention: attention kernel, as transformers names it.
+        new_head_seed: put a fresh head on a backbone that has none, drawn from this seed; refuse it when unset.
+
+    Raises:
+        ModelError: the checkpoint has another number of labels, lacks a head, or cannot be read.
+    """
+    check(folder, may_lack_head=new_head_seed is not None)
+    with _seeded(new_head_seed):
+        try:
+            tokenizer = load_tokenizer(folder)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=1, dtype=torch.float32, attn_implementation=attention
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(
+                f"{folder}: cannot be loaded as a reward model ({str(error).splitlines()[0][:200]})"
+            ) from error
+    return _finish(model, tokenizer)
+
+
+def check(folder: Path, *, may_lack_head: bool) -> None:
+    """Refuse, from the configuration alone, a checkpoint that is no reward model.
+
+    Raises:
+        ModelError: it has a head with another number of labels than 1, or no head where one is needed.
+    """
+    config = _read_config(folder)
+    has_head = any("ForSequenceClassification" in name for name in config.architectures or ())
+    if has_head and config.num_labels != 1:
+        raise ModelError(
+            f"{folder}: {config.num_labels} labels, a reward model has 1; give a checkpoint with num_labels=1, or a "
+            "backbone without a head to train one"
+        )
+    if not has_head and not may_lack_head:
+        raise ModelError(f"{folder}: {config.architectures} has no reward head; train one with train_global.epochs > 0")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model.
+
+    Raises:
+        ModelError: there is none that can be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: no readable tokenizer ({str(error).splitlines()[0][:200]})") from error
+
+
+def make(
+    config: ModelConfig, *, texts: Iterable[str], max_tokens: int, seed: int, attention: str = "sdpa"
+) -> RewardModel:
+    """A reward model from scratch: a word tokenizer trained on `texts`, weights drawn from `seed`."""
+    tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size, architecture=config.architecture)
+    shared = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": 4 * config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "max_position_embeddings": max_tokens,
+        "num_labels": 1,
+        "pad_token_id": tokenizer.pad_token_id,
+        "dtype": torch.float32,
+    }
+    if config.architecture == "qwen2":
+        hf_config = Qwen2Config(
+            **shared,
+            num_key_value_heads=config.num_heads,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+        )
+    else:
+        hf_config = BertConfig(**shared)
+    with _seeded(seed):
+        model = AutoModelForSequenceClassification.from_config(hf_config, attn_implementation=attention)
+    return _finish(model, tokenizer)
+
+
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int, architecture: Literal["qwen2", "bert"]
+) -> PreTrainedTokenizerBase:
+    """A word-level tokenizer: lower case, words and marks apart, the rarest words unknown beyond `vocab_size`."""
+    backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if architecture == "bert":
+        special = ["<pad>", "<unk>", "<cls>", "<sep>"]
+    else:
+        special = ["<pad>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    backend.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=special))
+    if architecture == "bert":
+        backend.post_processor = processors.BertProcessing(("<sep>", 3), ("<cls>", 2))
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            pad_token="<pad>",
+            unk_token="<unk>",
+            cls_token="<cls>",
+            sep_token="<sep>",
+            model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, state: dict | None = None
+) -> None:
+    """Transformers format with safetensors; `state` replaces the model's own weights."""
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 over a model's configuration, tokenizer and weights: equal files, equal scores."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _HASHED_SUFFIXES and path.name not in ("manifest.json", "metrics.json", "training.json"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def describe(model: PreTrainedModel) -> dict[str, object]:
+    """Architecture and sizes, for manifests and model cards."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = model.get_input_embeddings().weight.numel()
+    return {
+        "architecture": type(model).__name__,
+        "num_parameters": parameters,
+        "num_non_embedding_parameters": parameters - embeddings,
+        "num_layers": model.config.num_hidden_layers,
+    }
+
+
+def prepare_for_training(model: PreTrainedModel, *, dropout: bool, gradient_checkpointing: bool) -> None:
+    """Train mode; with `dropout` off, every dropout probability is zero (checkpointing needs train mode all the same)."""
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            for name in ("attention_dropout", "dropout_prob"):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively, so that it is worth using."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
+
+
+def keep_head_float32(model: PreTrainedModel) -> None:
+    """Compute the reward head in float32 even under autocast: bfloat16 rewards near 1 are 1/128 apart and tie."""
+    for name in _HEAD_NAMES:
+        head = getattr(model, name, None)
+        if head is not None:
+            head.forward = MethodType(_forward_in_float32(type(head).forward), head)
+
+
+def _forward_in_float32(forward):
+    def wrapped(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return forward(self, hidden.float(), *args, **kwargs)
+
+    return wrapped
+
+
+def _read_config(folder: Path):
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise ModelError(f"{folder}: not a transformers model ({str(error).splitlines()[0][:200]})") from error
+
+
+def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
+    model.config.pad_token_id = pad_token_id(tokenizer)
+    model.eval()
+    return RewardModel(model, tokenizer)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None):
+    """Draw from `seed` inside, and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -1,0 +1,139 @@
+"""Column contracts of the artifacts, and the identifiers that hold them together.
+
+Identifiers are hashes of content: the same response in the same context has one id in every run, on every machine.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+class Message(TypedDict):
+    """One turn of a context; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+RESPONSES = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("interaction_id", pa.string()),  # the first interaction that the response was seen in
+        ("context", MESSAGES),
+        ("response", pa.string()),
+        ("prompt_id", pa.string()),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("interaction_id", pa.string()),
+        ("community", pa.string()),
+        ("annotator_id", pa.string()),  # null where the source has aggregates only
+        ("prompt_id", pa.string()),
+        ("prompt_group", pa.string()),  # near-duplicate prompts share it
+        ("chosen_id", pa.string()),
+        ("rejected_id", pa.string()),
+        ("score_chosen", pa.float64()),  # null where the source has no scores
+        ("score_rejected", pa.float64()),
+        ("split", pa.string()),  # train | validation | test
+        ("source", pa.string()),
+    ]
+)
+
+REJECTED_ROWS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("value", pa.string()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("model_hash", pa.string()),
+        ("reward", pa.float32()),
+        ("num_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+    ]
+)
+
+DECISIONS = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("community", pa.string()),
+        ("split", pa.string()),
+        ("global_reward_chosen", pa.float32()),
+        ("global_reward_rejected", pa.float32()),
+        ("agreement", pa.float64()),
+        ("kept", pa.bool_()),
+        ("weight", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
+
+EVALUATION = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("community", pa.string()),  # whose annotator made the pair
+        ("model", pa.string()),  # global, or STRATEGY/COMMUNITY
+        ("reward_chosen", pa.float32()),
+        ("reward_rejected", pa.float32()),
+    ]
+)
+
+ATLAS_PAIR_TRUTH = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("kind", pa.string()),  # agreement | culture | noise | outlier
+        ("utility_gap", pa.float64()),  # u(chosen) - u(rejected) under the own community's true preferences
+        ("majority_utility_gap", pa.float64()),
+    ]
+)
+
+
+def content_id(*parts: object) -> str:
+    """32 hexadecimal digits that depend on the parts' JSON form alone."""
+    payload = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(payload.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def context_id(context: Sequence[Message]) -> str:
+    """The id of a context: what `prompt_id` is unless the source names its prompts."""
+    return content_id([[message["role"], message["content"]] for message in context])
+
+
+def response_id(context: Sequence[Message], response: str) -> str:
+    """The id of one answer in one context."""
+    return content_id([[message["role"], message["content"]] for message in context], response)
+
+
+def table(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
+    """Rows as an Arrow table of exactly this schema; a missing key becomes null."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def safe_name(name: str) -> str:
+    """A folder name for any community name: readable, portable, unique, never a path.
+
+    Plain names of letters, digits, `-` and `_` stay as they are (spaces become `_`, and then a hash keeps
+    "New Zealand" and "New_Zealand" apart); everything else gets a hash of the full name as well.
+    """
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^a-z0-9]+", "-", ascii_name.lower()).strip("-")[:40]
+    if slug == name:
+        return slug
+    return "-".join(part for part in (slug, content_id(name)[:8]) if part)

@@ -1,0 +1,107 @@
+"""The evaluation's rows, gathered into one record per trained model."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from scpo_ray.core.accuracy import Estimate
+
+STRATEGY_LABELS = {
+    "filter_weight": "SCPO (filter + weight)",
+    "filter": "filter only",
+    "weight": "weight only",
+    "inverse_weight": "inverse weight",
+    "none": "full fine-tuning",
+}
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0, 0)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one strategy kept of one community's pairs."""
+
+    train_share: float | None
+    test_share: float | None
+    num_kept: int
+    effective_sample_size: float
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One trained model beside the global one, on its community's and the majority's test pairs."""
+
+    community: str
+    strategy: str
+    trained: Mapping[str, Estimate]
+    """By metric: overall, acquisition, retention, majority, and the paired overall_gain and majority_gain."""
+    baseline: Mapping[str, Estimate]
+    """The global model's own, by metric."""
+    kept: Kept | None = None
+    cluster_unit: str = "annotators"
+    """What the intervals resample: annotators, prompts, or both where only some pairs have an annotator."""
+    missing: Estimate = field(default=NOTHING, repr=False)
+
+    @property
+    def label(self) -> str:
+        """The strategy, for people."""
+        return strategy_label(self.strategy)
+
+    def of(self, metric: str) -> Estimate:
+        """The trained model's estimate; NaN where it was not measured."""
+        return self.trained.get(metric, self.missing)
+
+    def before(self, metric: str) -> Estimate:
+        """The global model's estimate; NaN where it was not measured."""
+        return self.baseline.get(metric, self.missing)
+
+
+def strategy_label(strategy: str) -> str:
+    """A selection strategy's name for people; its own name when it is not one of ours."""
+    return STRATEGY_LABELS.get(strategy, strategy)
+
+
+def results_from(
+    metrics: Iterable[Mapping],
+    *,
+    strategies: Sequence[str],
+    kept: Mapping[tuple[str, str], Kept],
+    cluster_units: Mapping[str, str],
+) -> list[ModelResult]:
+    """One result per trained model: communities by the first strategy's overall gain, the largest first.
+
+    Args:
+        metrics: rows of the evaluation's metrics table.
+        strategies: the main one, then the controls.
+        kept: by (strategy, community).
+        cluster_units: by community.
+    """
+    estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
+    for row in metrics:
+        estimate = Estimate(row["value"], row["low"], row["high"], row["num_pairs"], row["num_clusters"])
+        strategy = "global" if row["model"] == "global" else row["model"].split("/", 1)[0]
+        estimates.setdefault((strategy, row["community"]), {})[row["metric"]] = estimate
+    results = [
+        ModelResult(
+            community,
+            strategy,
+            trained,
+            estimates.get(("global", community), {}),
+            kept.get((strategy, community)),
+            cluster_units.get(community, "annotators"),
+        )
+        for (strategy, community), trained in estimates.items()
+        if strategy in strategies
+    ]
+    gains = {result.community: result.of("overall_gain").value for result in results if result.strategy == strategies[0]}
+    return sorted(
+        results,
+        key=lambda result: (
+            *_largest_first(gains.get(result.community, math.nan)),
+            result.community,
+            strategies.index(result.strategy),
+        ),
+    )
+
+
+def _largest_first(value: float) -> tuple[bool, float]:
+    return math.isnan(value), 0.0 if math.isnan(value) else -value

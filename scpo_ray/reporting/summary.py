@@ -1,0 +1,211 @@
+"""Words from numbers: what may be said about a run, and what must be said beside it."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Literal
+
+from scpo_ray.core.accuracy import Estimate
+from scpo_ray.reporting.numbers import has_interval, points
+from scpo_ray.reporting.results import ModelResult, strategy_label
+
+FEW_CLUSTERS = 10
+"""Below this many clusters a percentile bootstrap's interval is noticeably too narrow."""
+
+Verdict = Literal["above", "below", "spans", "none"]
+
+
+def verdict(estimate: Estimate) -> Verdict:
+    """Where the interval lies: above zero, below zero, spanning (or touching) it; none where there is no interval."""
+    if not has_interval(estimate):
+        return "none"
+    return "above" if estimate.low > 0 else "below" if estimate.high < 0 else "spans"
+
+
+def headline(results: Sequence[ModelResult], *, strategy: str) -> str:
+    """The main strategy's gains and losses as one paragraph; the controls' averages beside them."""
+    main = [result for result in results if result.strategy == strategy]
+    if not main:
+        return (
+            f"No community has a reward model of {strategy_label(strategy)} that was evaluated, so this run says nothing "
+            "about gains or losses."
+        )
+    controls = dict.fromkeys(result.strategy for result in results if result.strategy != strategy)
+    sentences = [_only(main[0])] if len(main) == 1 else [_counts(main), _mean_and_worst(main)]
+    sentences += [_majority(main), *(_control(main, results, control) for control in controls)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _only(result: ModelResult) -> str:
+    gain = result.of("overall_gain")
+    place = f"In {result.community}, the only community evaluated, {result.label}"
+    side = verdict(gain)
+    if gain.num_pairs == 0:
+        return f"{result.community}, the only community evaluated, has no test pairs, so its accuracy is not known."
+    if side == "none":
+        return f"{place} changed overall accuracy by {points(gain.value)} points, without an interval: {_LONE}."
+    if side == "spans":
+        return (
+            f"{place} changed overall accuracy by {points(gain.value)} points, which chance in the sample may explain "
+            f"({_range(gain)} spans zero)."
+        )
+    verb = "raised" if side == "above" else "lowered"
+    return (
+        f"{place} {verb} overall accuracy by {100 * abs(gain.value):.1f} points, beyond what chance in the sample explains "
+        f"({_range(gain)})."
+    )
+
+
+def _counts(main: Sequence[ModelResult]) -> str:
+    sides = [verdict(result.of("overall_gain")) for result in main]
+    total = len(sides)
+    above, below, spans, none = (sides.count(side) for side in ("above", "below", "spans", "none"))
+    beyond = "beyond what chance in the sample explains"
+    subject = _capitalised(main[0].label)
+    if spans == total:
+        return (
+            f"{subject} neither raised nor lowered overall accuracy {beyond} in any of {total} communities: every interval "
+            "spans zero."
+        )
+    where = f"all {total}" if above == total else f"{above} of {total}" if above else f"none of {total}"
+    clauses = [f"raised overall accuracy in {where} communities {beyond}" + (" (interval above zero)" if above else "")]
+    if below:
+        many = f"all {below}" if below == total else str(below)
+        clauses.append(f"lowered it in {many}" + ("" if above else " (interval below zero)"))
+    if spans:
+        clauses.append(f"for {spans} the interval spans zero")
+    if none:
+        clauses.append(f"for {none} there is no interval ({_LONE})")
+    return f"{subject} {_clauses(clauses)}."
+
+
+_LONE = "test pairs of fewer than two annotators or prompts"
+
+
+def _mean_and_worst(main: Sequence[ModelResult]) -> str:
+    measured = [result for result in main if result.of("overall_gain").num_pairs]
+    if not measured:
+        return ""
+    worst = min(measured, key=lambda result: result.of("overall_gain").value)
+    smallest = worst.of("overall_gain").value
+    name = "largest loss" if smallest < 0 else "smallest gain"
+    return (
+        f"Averaged over communities, the change is {points(_mean(measured, 'overall_gain'))} points; the {name} is "
+        f"{worst.community}'s with {points(smallest)}."
+    )
+
+
+def _majority(main: Sequence[ModelResult]) -> str:
+    measured = [result for result in main if result.of("majority_gain").num_pairs]
+    if not measured:
+        return "There are no test pairs of the majority, so what was forgotten is not known."
+    mean = _mean(measured, "majority_gain")
+    moved = f"{'lost' if mean < 0 else 'gained'} {100 * abs(mean):.1f} points"
+    if abs(mean) < 0.0005:
+        moved = f"neither gained nor lost ({points(mean)} points)"
+    if len(measured) == 1:
+        gain = measured[0].of("majority_gain")
+        side = verdict(gain)
+        tail = "no interval" if side == "none" else _range(gain) + (" spans zero" if side == "spans" else "")
+        return f"On the majority's pairs it {moved} ({tail})."
+    below = sum(verdict(result.of("majority_gain")) == "below" for result in measured)
+    share = f"all {below}" if below == len(measured) else f"{below or 'none'} of {len(measured)}"
+    return f"On the majority's pairs it {moved} on average (interval below zero for {share} models)."
+
+
+def _control(main: Sequence[ModelResult], results: Sequence[ModelResult], control: str) -> str:
+    """The control's averages beside the main strategy's, over the communities that have both."""
+    of_control = {result.community: result for result in results if result.strategy == control}
+    both = [
+        (ours, of_control[ours.community])
+        for ours in main
+        if ours.community in of_control and ours.of("overall_gain").num_pairs
+    ]
+    if not both:
+        return ""
+    ours, theirs = [pair[0] for pair in both], [pair[1] for pair in both]
+    where = "In the same community" if len(both) == 1 else f"Over the same {len(both)} communities"
+    average = "" if len(both) == 1 else " on average"
+    sentence = (
+        f"{where}, {strategy_label(control)} changed overall accuracy by {points(_mean(theirs, 'overall_gain'))} points"
+        f"{average} ({main[0].label}: {points(_mean(ours, 'overall_gain'))})"
+    )
+    if all(result.of("majority_gain").num_pairs for result in (*ours, *theirs)):
+        sentence += (
+            f" and the majority's by {points(_mean(theirs, 'majority_gain'))} ({points(_mean(ours, 'majority_gain'))})"
+        )
+    return sentence + "."
+
+
+def warnings(results: Sequence[ModelResult], *, failures: int, leaks: Sequence[str] = ()) -> list[str]:
+    """What a reader must know before believing a number, most serious first."""
+    found = []
+    if failures:
+        found.append(f"{failures} {'models are' if failures > 1 else 'model is'} missing; the reasons are listed below.")
+    found += leaks
+    lone = [_name(result, results) for result in results if verdict(result.of("overall_gain")) == "none"]
+    if lone:
+        found.append(f"No interval for {_names(lone)}: {_LONE}.")
+    few = {
+        result.community: f"{result.community} ({result.of('overall_gain').num_clusters} {result.cluster_unit})"
+        for result in results
+        if 1 < result.of("overall_gain").num_clusters < FEW_CLUSTERS
+    }
+    if few:
+        found.append(
+            f"Fewer than {FEW_CLUSTERS} clusters behind the intervals of {_names(list(few.values()))}: with so few, a "
+            "bootstrap interval is narrower than it should be."
+        )
+    spans = [_name(result, results) for result in results if verdict(result.of("overall_gain")) == "spans"]
+    if spans:
+        found.append(f"The interval of the overall gain spans zero for {_names(spans)}: neither a gain nor a loss is shown.")
+    return found
+
+
+def leakage_warnings(leakage: Mapping[str, Mapping[str, float]], *, split_by: str) -> list[str]:
+    """What test pairs share with training although the split was to keep it apart; and pairs known from training."""
+    test = leakage.get("test", {})
+    annotators, prompts = test.get("annotator_in_train", 0.0), test.get("prompt_group_in_train", 0.0)
+    both = test.get("both_responses_in_train", 0.0)
+    found = []
+    if annotators and split_by != "prompt":
+        found.append(f"{_capitalised(_about(annotators))} of the test pairs are by annotators who also occur in training.")
+    if prompts and split_by in ("prompt", "pair"):
+        found.append(f"{_capitalised(_about(prompts))} of the test pairs have a prompt that also occurs in training.")
+    if both:
+        found.append(
+            f"In {_about(both)} of the test pairs both responses also occur in training pairs: these test new raters, not "
+            "new texts."
+        )
+    return found
+
+
+def _name(result: ModelResult, results: Sequence[ModelResult]) -> str:
+    """The community, with the strategy where the results are of several."""
+    several = len({other.strategy for other in results}) > 1
+    return f"{result.community} ({result.label})" if several else result.community
+
+
+def _mean(results: Sequence[ModelResult], metric: str) -> float:
+    return fmean(result.of(metric).value for result in results)
+
+
+def _range(estimate: Estimate) -> str:
+    return f"interval {points(estimate.low)} to {points(estimate.high)}"
+
+
+def _about(share: float) -> str:
+    return f"{100 * share:.1f}%" if share >= 0.0005 else "less than 0.1%"
+
+
+def _clauses(parts: Sequence[str]) -> str:
+    """a; a, and b; a, b, and c."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+
+
+def _names(parts: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,61 @@
+"""Ray, and what a stage shows while it works."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+"""Progress goes to stderr; results go to stdout."""
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), else start one on this machine; once."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, *, unit: str) -> Iterator["Bar"]:
+    """A progress bar on stderr; silent where stderr is no terminal and the environment says so (`TERM=dumb`)."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Bar(progress, description)
+
+
+class Bar:
+    """Named lines of one progress display."""
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self._progress, self._description = progress, description
+        self._lines: dict[str, Any] = {}
+
+    def update(self, completed: float, total: float, *, name: str | None = None, note: str = "") -> None:
+        """Set a line's state; the line appears with its first update."""
+        key = name or self._description
+        if key not in self._lines:
+            self._lines[key] = self._progress.add_task(key, total=total, note=note)
+        self._progress.update(self._lines[key], completed=completed, total=total, note=note)

@@ -1,0 +1,106 @@
+"""The inner scorer: one model, many responses, one forward pass each. Needs torch and transformers alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from scpo_ray import models
+from scpo_ray.config import FormatConfig
+from scpo_ray.core.batching import padding_share, token_budget_batches
+from scpo_ray.errors import ModelError
+from scpo_ray.formatting import Formatter
+from scpo_ray.records import Message
+
+
+@dataclass
+class ScoringCost:
+    """What was computed: adds up over calls and actors."""
+
+    num_responses: int = 0
+    num_forward_passes: int = 0
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the computed tokens that were padding."""
+        return padding_share(num_tokens=self.num_tokens, num_padded_tokens=self.num_padded_tokens)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of a list of responses, in its order."""
+
+    rewards: Float32[np.ndarray, " responses"]
+    num_tokens: list[int]
+    truncated: list[bool]
+    cost: ScoringCost = field(default_factory=ScoringCost)
+
+
+class RewardScorer:
+    """A reward model that is loaded once and scores batches of a token budget.
+
+    Args:
+        folder: the model, transformers format.
+        format_config: how context and response become tokens.
+        tokens_per_batch: padded tokens of one forward pass.
+        precision: auto takes bfloat16 where the device multiplies it natively; the reward head stays float32.
+        device: where to compute; the GPU where there is one when unset.
+        dropout: leave dropout on, as the published evaluation did.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        format_config: FormatConfig,
+        tokens_per_batch: int,
+        precision: str = "auto",
+        device: str | None = None,
+        dropout: bool = False,
+    ) -> None:
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        loaded = models.load(folder)
+        self._model = loaded.model.to(self._device)
+        self._model.train(dropout)
+        models.keep_head_float32(self._model)
+        self._folder = folder
+        self._formatter = Formatter(loaded.tokenizer, format_config)
+        self._tokens_per_batch = tokens_per_batch
+        self._bfloat16 = uses_bfloat16(precision, self._device)
+
+    @torch.inference_mode()
+    def score(self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Scores:
+        """Rewards for each (context, response).
+
+        Raises:
+            DataError: a context or response is empty.
+            ModelError: a reward is not finite.
+        """
+        sequences = self._formatter.format(contexts, responses)
+        lengths = [len(sequence.input_ids) for sequence in sequences]
+        rewards = np.empty(len(sequences), dtype=np.float32)
+        cost = ScoringCost(num_responses=len(sequences), num_tokens=sum(lengths))
+        for batch in token_budget_batches(lengths, tokens_per_batch=self._tokens_per_batch):
+            inputs = self._formatter.pad([sequences[index] for index in batch])
+            cost.num_forward_passes += 1
+            cost.num_padded_tokens += inputs["input_ids"].numel()
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+                logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
+            rewards[batch] = logits.float().squeeze(-1).cpu().numpy()
+        if not np.isfinite(rewards).all():
+            index = int(np.argmin(np.isfinite(rewards)))
+            raise ModelError(
+                f"{self._folder}: reward {rewards[index]} for response {responses[index][:60]!r}; the checkpoint is "
+                "damaged or overflows in this precision (try score.precision float32)"
+            )
+        return Scores(rewards, lengths, [sequence.truncated for sequence in sequences], cost)
+
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """What `score.precision` means on this device."""
+    return precision == "bfloat16" or (precision == "auto" and models.native_bfloat16(device))

@@ -1,0 +1,228 @@
+"""From source rows to responses, pairs and splits, every row accounted for."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scpo_ray.artifacts import Draft, Manifest, RunDirectory
+from scpo_ray.config import Config, PrepareConfig
+from scpo_ray.core.near_duplicates import near_duplicate_groups
+from scpo_ray.core.splits import assign_splits
+from scpo_ray.datasets import atlas, general_preferences, global_opinions, pair_files, prism
+from scpo_ray.datasets.base import Dataset
+from scpo_ray.errors import ConfigError, DataError
+from scpo_ray.records import REJECTED_ROWS, content_id, table
+from scpo_ray.stages import recipes
+
+DEFAULT_MAJORITY = ("United States", "United Kingdom", atlas.MAJORITY)
+
+
+def run(config: Config) -> Manifest:
+    """Read, pair, group, split; write `prepared`. Returns its manifest, from disk when it is already made.
+
+    Raises:
+        DataError: a source is missing, malformed beyond `max_rejected_share`, or empty.
+        ConfigError: a configured community does not occur.
+    """
+    directory = RunDirectory(config.run_dir)
+    recipe = recipes.prepared(config)
+    made = recipe.is_made(directory, rebuild=config.rebuild)
+    if made is not None:
+        return made
+    datasets = [_read(name, config) for name in config.prepare.datasets]
+    for dataset in datasets:
+        dataset.ledger.check(config.prepare.max_rejected_share)
+    pairs = pa.concat_tables([dataset.pairs for dataset in datasets])
+    responses = _unique_responses([dataset.responses for dataset in datasets])
+    majority, pairs = _choose_communities(pairs, config.prepare)
+    check_known("train.communities", config.train.communities, pairs)
+    check_known("train_global.communities", config.train_global.communities, pairs)
+    pairs = _with_groups_and_splits(pairs, responses, config.prepare)
+    with recipe.making(directory) as draft:
+        draft.write_table("responses.parquet", responses)
+        draft.write_table("pairs.parquet", pairs)
+        _write_ledgers(draft, datasets)
+        _write_truth(draft, datasets)
+        leakage = count_leakage(pairs)
+        draft.write_json("leakage.json", leakage)
+        draft.statistics |= _statistics(datasets, pairs, responses, majority) | {"leakage": leakage}
+    return directory.require(recipe.name, job="prepare")
+
+
+def count_leakage(pairs: pa.Table) -> dict[str, dict[str, float]]:
+    """For validation and test: share of pairs whose annotator, prompt, prompt group or response occurs in training."""
+    columns = ("annotator_id", "prompt_id", "prompt_group", "chosen_id", "rejected_id")
+    splits = {
+        split: pairs.filter(pc.equal(pairs["split"], split)).select(columns).to_pydict()
+        for split in ("train", "validation", "test")
+    }
+    train = splits["train"]
+    seen = {
+        "annotator": set(train["annotator_id"]) - {None},
+        "prompt": set(train["prompt_id"]),
+        "prompt_group": set(train["prompt_group"]),
+        "response": {*train["chosen_id"], *train["rejected_id"]},
+    }
+    leakage = {}
+    for split in ("validation", "test"):
+        rows = splits[split]
+        size = max(len(rows["prompt_id"]), 1)
+        both = zip(rows["chosen_id"], rows["rejected_id"], strict=True)
+        leakage[split] = {
+            f"{kind}_in_train": round(sum(value in seen[kind] for value in rows[f"{column}"]) / size, 6)
+            for kind, column in (
+                ("annotator", "annotator_id"),
+                ("prompt", "prompt_id"),
+                ("prompt_group", "prompt_group"),
+            )
+        } | {"both_responses_in_train": round(sum({*ids} <= seen["response"] for ids in both) / size, 6)}
+    return leakage
+
+
+def check_known(key: str, communities: Sequence[str] | None, pairs: pa.Table) -> None:
+    """Refuse communities that the data does not have.
+
+    Raises:
+        ConfigError: names the key, the communities, and those that exist.
+    """
+    available = sorted(set(pc.unique(pairs["community"]).to_pylist()))
+    unknown = [community for community in communities or () if community not in available]
+    if unknown:
+        shown = ", ".join(available[:40]) + (", ..." if len(available) > 40 else "")
+        raise ConfigError(f"{key}: no pairs from {', '.join(map(repr, unknown))}; the data has: {shown}")
+
+
+def _read(name: str, config: Config) -> Dataset:
+    prepare = config.prepare
+    gap = prepare.min_score_gap
+    readers: dict[str, Callable[[], Dataset]] = {
+        "atlas": lambda: atlas.read(prepare.atlas, seed=config.seed, min_score_gap=gap),
+        "prism": lambda: prism.read(prepare.prism, min_score_gap=gap),
+        "global_opinions": lambda: global_opinions.read(prepare.global_opinions, min_score_gap=gap),
+        "pair_files": lambda: pair_files.read(prepare.pair_files, min_score_gap=gap),
+        "general_preferences": lambda: general_preferences.read(prepare.general_preferences, min_score_gap=gap),
+    }
+    return readers[name]()
+
+
+def _unique_responses(tables: Sequence[pa.Table]) -> pa.Table:
+    """One row per response id; the first source that has it wins."""
+    responses = pa.concat_tables(tables)
+    first: dict[str, int] = {}
+    for index, identifier in enumerate(responses["response_id"].to_pylist()):
+        first.setdefault(identifier, index)
+    return responses.take(pa.array(sorted(first.values()))) if len(first) < len(responses) else responses
+
+
+def _choose_communities(pairs: pa.Table, config: PrepareConfig) -> tuple[list[str], pa.Table]:
+    """The majority, and the pairs of the communities that the config keeps."""
+    check_known("prepare.majority", config.majority, pairs)
+    check_known("prepare.communities", config.communities, pairs)
+    available = set(pc.unique(pairs["community"]).to_pylist())
+    majority = sorted(available & set(DEFAULT_MAJORITY if config.majority is None else config.majority))
+    if not majority:
+        raise ConfigError(
+            f"prepare.majority: the data has none of {', '.join(DEFAULT_MAJORITY)}; name the communities that the global "
+            f"model stands for (the data has: {', '.join(sorted(available)[:40])})"
+        )
+    if config.communities is not None:
+        kept = pa.array([*majority, *config.communities, config.general_preferences.community])
+        pairs = pairs.filter(pc.is_in(pairs["community"], kept))
+    return majority, pairs
+
+
+def _with_groups_and_splits(pairs: pa.Table, responses: pa.Table, config: PrepareConfig) -> pa.Table:
+    """Fill `prompt_group` and `split`."""
+    if not len(pairs):
+        raise DataError("no pair is left: every response pair was a tie or was filtered; see prepare.min_score_gap")
+    prompts: dict[str, str] = {}
+    for context, prompt_id in zip(responses["context"].to_pylist(), responses["prompt_id"].to_pylist(), strict=True):
+        prompts.setdefault(prompt_id, " ".join(message["content"] for message in context if message["role"] == "user"))
+    numbers = near_duplicate_groups(list(prompts.values()), similarity=config.near_duplicate_similarity)
+    members: dict[int, str] = {}
+    group_of = {
+        prompt_id: members.setdefault(number, content_id("group", text))
+        for (prompt_id, text), number in zip(prompts.items(), numbers, strict=True)
+    }
+    groups = [group_of[prompt_id] for prompt_id in pairs["prompt_id"].to_pylist()]
+    units = _split_units(pairs, groups, config.split_by)
+    counts: dict[str, Counter[str]] = {}
+    for unit, community in zip(units, pairs["community"].to_pylist(), strict=True):
+        counts.setdefault(unit, Counter())[community] += 1
+    split_of = assign_splits(
+        counts,
+        validation_fraction=config.validation_fraction,
+        test_fraction=config.test_fraction,
+        salt=config.split_salt,
+        stratify=config.stratify,
+    )
+    for name, values in (("prompt_group", groups), ("split", [split_of[unit] for unit in units])):
+        pairs = pairs.set_column(pairs.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return pairs
+
+
+def _split_units(pairs: pa.Table, groups: Sequence[str], split_by: str) -> list[str]:
+    """What stays on one side: per pair, an annotator, a prompt group, or the pair itself."""
+    annotators = pairs["annotator_id"].to_pylist()
+    if split_by == "pair":
+        return pairs["pair_id"].to_pylist()
+    if split_by == "prompt":
+        return list(groups)
+    if split_by == "annotator" and None in annotators:
+        raise ConfigError("prepare.split_by: annotator, but some pairs have no annotator_id; use auto or prompt")
+    communities = pairs["community"].to_pylist()
+    without = {community for community, annotator in zip(communities, annotators, strict=True) if annotator is None}
+    return [
+        group if community in without else f"annotator {annotator}"
+        for community, annotator, group in zip(communities, annotators, groups, strict=True)
+    ]
+
+
+def _write_ledgers(draft: Draft, datasets: Sequence[Dataset]) -> None:
+    draft.write_table(
+        "rejected_rows.parquet",
+        table((asdict(row) for dataset in datasets for row in dataset.ledger.rejected), REJECTED_ROWS),
+    )
+    draft.write_table(
+        "suspicious_rows.parquet",
+        table((asdict(row) for dataset in datasets for row in dataset.ledger.suspicious), REJECTED_ROWS),
+    )
+
+
+def _write_truth(draft: Draft, datasets: Sequence[Dataset]) -> None:
+    for dataset in datasets:
+        if dataset.pair_truth is not None:
+            draft.write_table("pair_truth.parquet", dataset.pair_truth)
+
+
+def _statistics(
+    datasets: Sequence[Dataset], pairs: pa.Table, responses: pa.Table, majority: Sequence[str]
+) -> dict[str, object]:
+    sources = {
+        dataset.ledger.source: {
+            "rows_read": dataset.ledger.rows_read,
+            "rows_used": dataset.ledger.rows_used,
+            "rejected": dict(Counter(row.reason for row in dataset.ledger.rejected)),
+            "excluded": dict(dataset.ledger.excluded),
+            "suspicious": len(dataset.ledger.suspicious),
+            "responses_mentioned": dataset.ledger.responses_mentioned,
+            "merged_duplicates": dataset.ledger.merged_duplicates,
+            "responses": dataset.ledger.responses,
+        }
+        for dataset in datasets
+    }
+    counts = Counter(zip(pairs["community"].to_pylist(), pairs["split"].to_pylist(), strict=True))
+    communities = sorted({community for community, _ in counts})
+    return {
+        "majority": list(majority),
+        "communities": {
+            community: {split: counts[community, split] for split in ("train", "validation", "test")}
+            for community in communities
+        },
+        "num_responses": len(responses),
+        "num_pairs": len(pairs),
+        "sources": sources,
+    }

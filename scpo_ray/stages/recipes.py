@@ -1,0 +1,138 @@
+"""Which settings and inputs make each artifact of a run: how a stage knows its own work, and refuses foreign work."""
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.errors import ArtifactError
+from scpo_ray.records import safe_name
+
+PREPARED, GLOBAL_MODEL, SCORES, EVALUATION = "prepared", "global_model", "scores", "evaluation"
+
+
+def prepared(config: Config) -> Recipe:
+    """Responses, pairs and splits: from the configured data sets, whose local files count by content."""
+    prepare = config.prepare
+    unused = {
+        f"prepare.{name}."
+        for name in ("atlas", "prism", "global_opinions", "pair_files", "general_preferences")
+        if name not in prepare.datasets
+    }
+    identity = {key: value for key, value in prepare.identity("prepare").items() if not key.startswith(tuple(unused))}
+    if "atlas" in prepare.datasets:
+        identity["seed"] = config.seed
+    return Recipe(
+        PREPARED, "prepare", identity, {str(path): _hash_file(path) for path in _local_files(config)}, config.seed
+    )
+
+
+def global_model(config: Config, run: RunDirectory) -> Recipe:
+    """The global reward model: trained on prepared pairs, or taken as it is when it is not to be trained."""
+    train = config.train_global
+    identity = train.identity("train_global") | config.format.identity("format") | {"seed": config.seed}
+    if train.model is not None:
+        identity = {key: value for key, value in identity.items() if not key.startswith("train_global.scratch.")}
+    inputs = {PREPARED: checked(run, prepared(config)).content_hash}
+    if train.model is not None and train.epochs == 0:
+        identity, inputs = {"train_global.model": train.model, "train_global.epochs": train.epochs}, {}
+    return Recipe(GLOBAL_MODEL, "train_global", identity, inputs, config.seed)
+
+
+def scores(config: Config, run: RunDirectory) -> Recipe:
+    """The global model's rewards for every response."""
+    inputs = {
+        PREPARED: checked(run, prepared(config)).content_hash,
+        GLOBAL_MODEL: checked(run, global_model(config, run)).content_hash,
+    }
+    return Recipe(
+        SCORES, "score", config.score.identity("score") | config.format.identity("format"), inputs, config.seed
+    )
+
+
+def decisions(config: Config, run: RunDirectory, strategy: str) -> Recipe:
+    """What one selection strategy decided for every pair."""
+    select = config.select.identity("select")
+    identity = {key: value for key, value in select.items() if key not in ("select.strategy", "select.controls")}
+    inputs = {
+        PREPARED: checked(run, prepared(config)).content_hash,
+        SCORES: checked(run, scores(config, run)).content_hash,
+    }
+    return Recipe(f"decisions/{strategy}", "select", identity, inputs, config.seed)
+
+
+def reward_model(config: Config, run: RunDirectory, strategy: str, community: str) -> Recipe:
+    """One community's reward model under one strategy."""
+    decided = checked(run, decisions(config, run, strategy))
+    hashes = decided.statistics["content_hashes"]
+    assert isinstance(hashes, dict)
+    identity = config.train.identity("train") | config.format.identity("format")
+    return Recipe(
+        model_name(config, strategy, community),
+        "train",
+        identity | {"strategy": strategy, "community": community, "seed": config.seed},
+        {
+            f"decisions/{strategy}": hashes[community],
+            GLOBAL_MODEL: checked(run, global_model(config, run)).content_hash,
+        },
+        config.seed,
+    )
+
+
+def model_name(config: Config, strategy: str, community: str) -> str:
+    """Where a community's model lies: `reward_models/`, or `controls/STRATEGY/` for what runs beside the strategy."""
+    folder = "reward_models" if strategy == config.select.strategy else f"controls/{strategy}"
+    return f"{folder}/{safe_name(community)}"
+
+
+def evaluation(config: Config, run: RunDirectory, trained: dict[str, Manifest]) -> Recipe:
+    """Rewards and metrics of the trained models (`STRATEGY/COMMUNITY` -> manifest) on test pairs."""
+    identity = config.evaluate.identity("evaluate") | {"score.precision": config.score.precision, "seed": config.seed}
+    inputs = {name: manifest.content_hash for name, manifest in trained.items()}
+    inputs[SCORES] = checked(run, scores(config, run)).content_hash
+    for strategy in config.select.strategies:
+        inputs[f"decisions/{strategy}"] = checked(run, decisions(config, run, strategy)).content_hash
+    return Recipe(EVALUATION, "evaluate", identity, inputs, config.seed)
+
+
+def checked(run: RunDirectory, recipe: Recipe) -> Manifest:
+    """The manifest of an input artifact that this config would have made.
+
+    Raises:
+        ArtifactError: it is missing, or another config or other inputs made it; names the job that makes it.
+    """
+    manifest = run.require(recipe.name, job=recipe.stage)
+    difference = recipe.difference(manifest)
+    if difference is not None:
+        raise ArtifactError(
+            f"{run.path(recipe.name)}: {difference}; remake it with jobs/{recipe.stage}.py --rebuild true, or use another "
+            "--run_dir"
+        )
+    return manifest
+
+
+def _local_files(config: Config) -> Iterator[Path]:
+    prepare = config.prepare
+    named = {
+        "prism": (prepare.prism.path,),
+        "global_opinions": (prepare.global_opinions.path,),
+        "pair_files": prepare.pair_files.paths,
+        "general_preferences": prepare.general_preferences.paths,
+    }
+    for dataset in prepare.datasets:
+        for address in named.get(dataset, ()):
+            path = Path(address).expanduser()
+            yield from sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
+
+
+def _hash_file(path: Path) -> str:
+    status = path.stat()
+    return _hash_bytes(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_bytes(path: Path, modified_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,200 @@
+"""Ray Data around the inner scorer: any number of models, each needed response once, whatever survives a kill kept."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+
+from scpo_ray import models
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.config import Config, FormatConfig, ScoreConfig
+from scpo_ray.errors import ConfigError
+from scpo_ray.formatting import Formatter
+from scpo_ray.records import SCORES
+from scpo_ray.score_cache import ScoreCache
+from scpo_ray.scoring import RewardScorer, ScoringCost
+
+
+@dataclass(frozen=True)
+class ModelToScore:
+    """One model and the responses that it must score."""
+
+    name: str
+    folder: str
+    response_ids: pa.Array
+    dropout: bool = False
+
+
+def score_models(
+    wanted: Sequence[ModelToScore],
+    config: Config,
+    *,
+    on_progress: Callable[[int, int, ScoringCost], None] = lambda done, total, cost: None,
+) -> tuple[dict[str, pa.Table], ScoringCost]:
+    """Rewards of every wanted (model, response), from the cache where it has them.
+
+    Returns:
+        Model name -> table of the SCORES columns in the order of its `response_ids`, and what was computed for it.
+
+    Raises:
+        ConfigError: the actors ask for more than the cluster has.
+        ModelError: a model cannot be loaded, or gives rewards that are not finite.
+    """
+    caches = {model.name: _cache(model, config) for model in wanted}
+    missing = {model.name: _missing(model, caches[model.name]) for model in wanted}
+    cost = ScoringCost()
+    total = sum(len(identifiers) for identifiers in missing.values())
+    if total:
+        _check_resources(config.score)
+        for row in _dataset([model for model in wanted if len(missing[model.name])], missing, config).iter_rows():
+            cost.num_responses += row["num_responses"]
+            cost.num_forward_passes += row["num_forward_passes"]
+            cost.num_tokens += row["num_tokens"]
+            cost.num_padded_tokens += row["num_padded_tokens"]
+            on_progress(cost.num_responses, total, cost)
+    return {model.name: _ordered(caches[model.name].read(), model.response_ids) for model in wanted}, cost
+
+
+def _dataset(wanted: Sequence[ModelToScore], missing: dict[str, pa.Array], config: Config) -> ray.data.Dataset:
+    """One row of costs per scored window."""
+    responses = RunDirectory(config.run_dir).path("prepared/responses.parquet")
+    responses = responses if "://" in responses else str(Path(responses).absolute())
+    parts = [
+        ray.data.read_parquet(responses, columns=["response_id", "context", "response"]).map_batches(
+            _Missing(model.name, missing[model.name]), batch_format="pyarrow", batch_size=None
+        )
+        for model in wanted
+    ]
+    score = config.score
+    return (parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]).map_batches(
+        ScoringActor,
+        fn_constructor_kwargs={
+            "folders": {model.name: model.folder for model in wanted},
+            "dropout": {model.name: model.dropout for model in wanted},
+            "score_config": score,
+            "format_config": config.format,
+            "cache_dir": cache_address(config),
+        },
+        batch_format="pyarrow",
+        batch_size=score.window,
+        num_cpus=score.cpus_per_scorer,
+        num_gpus=score.gpus_per_scorer,
+        compute=ray.data.ActorPoolStrategy(size=score.num_scorers),
+    )
+
+
+class _Missing:
+    """Keeps the rows that are still to be scored, and says for which model."""
+
+    def __init__(self, model: str, response_ids: pa.Array) -> None:
+        self._model, self._response_ids = model, response_ids
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        batch = batch.filter(pc.is_in(batch["response_id"], self._response_ids))
+        return batch.append_column("model", pa.array([self._model] * len(batch), pa.string()))
+
+
+class ScoringActor:
+    """Holds one model at a time; scores a window, puts it into the cache, answers what it cost."""
+
+    def __init__(
+        self,
+        *,
+        folders: dict[str, str],
+        dropout: dict[str, bool],
+        score_config: ScoreConfig,
+        format_config: FormatConfig,
+        cache_dir: str,
+    ) -> None:
+        threads = score_config.threads_per_scorer or max(1, (os.cpu_count() or 1) // score_config.num_scorers)
+        torch.set_num_threads(threads)
+        self._folders, self._dropout = folders, dropout
+        self._score_config, self._format_config, self._cache_dir = score_config, format_config, cache_dir
+        self._loaded: tuple[str, RewardScorer, ScoreCache] | None = None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        costs = []
+        for model in pc.unique(batch["model"]).to_pylist():
+            window = batch.filter(pc.equal(batch["model"], model))
+            scorer, cache = self._scorer(model)
+            scores = scorer.score(window["context"].to_pylist(), window["response"].to_pylist())
+            columns = {
+                "response_id": window["response_id"],
+                "model_hash": [cache.model_hash] * len(window),
+                "reward": scores.rewards,
+                "num_tokens": scores.num_tokens,
+                "truncated": scores.truncated,
+            }
+            cache.append(pa.table(columns, schema=SCORES))
+            costs.append({"model": model, **vars(scores.cost)})
+        return pa.Table.from_pylist(costs)
+
+    def _scorer(self, model: str) -> tuple[RewardScorer, ScoreCache]:
+        if self._loaded is None or self._loaded[0] != model:
+            folder = Path(self._folders[model])
+            scorer = RewardScorer(
+                folder,
+                format_config=self._format_config,
+                tokens_per_batch=self._score_config.tokens_per_batch,
+                precision=self._score_config.precision,
+                dropout=self._dropout[model],
+            )
+            cache = open_cache(
+                self._cache_dir, folder, self._format_config, self._score_config, dropout=self._dropout[model]
+            )
+            self._loaded = (model, scorer, cache)
+        return self._loaded[1], self._loaded[2]
+
+
+def open_cache(
+    address: str, folder: Path, format_config: FormatConfig, score_config: ScoreConfig, *, dropout: bool
+) -> ScoreCache:
+    """The cache of a model under a format and a precision."""
+    formatter = Formatter(models.load_tokenizer(folder), format_config)
+    precision = f"{score_config.precision}{' with dropout' if dropout else ''}"
+    return ScoreCache(
+        address, model_hash=models.content_hash(folder), formatter=formatter.identity, precision=precision
+    )
+
+
+def cache_address(config: Config) -> str:
+    """`score.cache_dir`, or `score_cache` beside the run directory."""
+    if config.score.cache_dir is not None:
+        return config.score.cache_dir
+    if "://" in config.run_dir:
+        return f"{config.run_dir.rstrip('/').rsplit('/', 1)[0]}/score_cache"
+    return str(Path(config.run_dir).absolute().parent / "score_cache")
+
+
+def _cache(model: ModelToScore, config: Config) -> ScoreCache:
+    return open_cache(cache_address(config), Path(model.folder), config.format, config.score, dropout=model.dropout)
+
+
+def _missing(model: ModelToScore, cache: ScoreCache) -> pa.Array:
+    known = cache.read(["response_id"])["response_id"].combine_chunks()
+    return model.response_ids.filter(pc.invert(pc.is_in(model.response_ids, known)))
+
+
+def _ordered(scores: pa.Table, response_ids: pa.Array) -> pa.Table:
+    return scores.take(pc.index_in(response_ids, scores["response_id"].combine_chunks()))
+
+
+def _check_resources(config: ScoreConfig) -> None:
+    has = ray.cluster_resources()
+    for resource, each in (("CPU", config.cpus_per_scorer), ("GPU", config.gpus_per_scorer)):
+        if each * config.num_scorers > has.get(resource, 0.0):
+            raise ConfigError(
+                f"score.num_scorers: {config.num_scorers} actors need {each * config.num_scorers:g} {resource}, the cluster "
+                f"has {has.get(resource, 0.0):g}; lower num_scorers or {resource.lower()}s_per_scorer"
+            )
+
+
+def rewards_by_id(scores: pa.Table, response_ids: pa.ChunkedArray) -> np.ndarray:
+    """Rewards (float32) in the order of `response_ids`."""
+    return scores["reward"].take(pc.index_in(response_ids, scores["response_id"].combine_chunks())).to_numpy()

@@ -1,0 +1,161 @@
+"""One reward model per community and strategy, all in one Ray Train job."""
+
+from dataclasses import dataclass, field
+
+import pyarrow.compute as pc
+
+from scpo_ray.artifacts import Manifest, RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.errors import DataError, ScpoError
+from scpo_ray.runtime import Bar, connect, progress_bar
+from scpo_ray.stages import recipes
+from scpo_ray.stages.global_model import global_model_address
+from scpo_ray.stages.prepare import check_known
+from scpo_ray.training.task import StartModel, TrainingTask
+from scpo_ray.training.workers import TaskState, run_tasks
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What the stage leaves: `STRATEGY/COMMUNITY` -> manifest, and why others failed."""
+
+    trained: dict[str, Manifest] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
+    """Those of `trained` that this call trained; the others were there."""
+
+
+def run(config: Config) -> TrainOutcome:
+    """Train what is not trained yet. A community that fails is reported; the others finish.
+
+    Raises:
+        ConfigError: a configured community does not occur.
+        TrainingError: the cluster cannot hold the workers, or a worker group failed for good.
+    """
+    from scpo_ray.stages.train_global import check_checkpoint_dir
+
+    directory = RunDirectory(config.run_dir)
+    check_checkpoint_dir(config.run_dir, config.train.checkpoint_dir, "train")
+    tasks, outcome = _plan(config, directory)
+    if tasks:
+        connect()
+        with progress_bar("train", unit="steps") as bar:
+            state = run_tasks(
+                tasks,
+                config.train,
+                num_groups=config.train.num_worker_groups,
+                on_progress=lambda state: show_progress(bar, state),
+            )
+        outcome.failed.update(state.failed)
+        for task in tasks:
+            if task.name in state.finished:
+                outcome.trained[task.name] = directory.require(task.recipe.name, job="train")
+                outcome.made.add(task.name)
+    return outcome
+
+
+def communities_to_train(config: Config, directory: RunDirectory) -> list[str]:
+    """`train.communities`, or every community with pairs beside the majority and the general preferences.
+
+    Raises:
+        ConfigError: one of them has no pairs.
+    """
+    if config.train.communities is not None:
+        pairs = directory.read_table("prepared/pairs.parquet", columns=["community"])
+        check_known("train.communities", config.train.communities, pairs)
+        return list(config.train.communities)
+    statistics = recipes.checked(directory, recipes.prepared(config)).statistics
+    known, majority = statistics["communities"], statistics["majority"]
+    assert isinstance(known, dict) and isinstance(majority, list)
+    return [name for name in known if name not in (*majority, config.prepare.general_preferences.community)]
+
+
+def load_trained(config: Config, directory: RunDirectory) -> dict[str, Manifest]:
+    """The reward models that exist for this config, by `STRATEGY/COMMUNITY`.
+
+    Raises:
+        ArtifactError: one was made by another config.
+    """
+    found = {}
+    for strategy in config.select.strategies:
+        for community in communities_to_train(config, directory):
+            recipe = recipes.reward_model(config, directory, strategy, community)
+            if directory.find(recipe.name) is not None:
+                found[f"{strategy}/{community}"] = recipes.checked(directory, recipe)
+    return found
+
+
+def show_progress(bar: Bar, state: TaskState) -> None:
+    """One line per training, with its loss."""
+    for name, (step, num_steps, loss) in state.progress.items():
+        bar.update(step, num_steps, name=name, note=f"loss {loss:.3f}")
+
+
+def _plan(config: Config, directory: RunDirectory) -> tuple[list[TrainingTask], TrainOutcome]:
+    """Tasks for what is missing; communities with too few kept pairs fail here, before any worker starts."""
+    tasks: list[TrainingTask] = []
+    outcome = TrainOutcome()
+    communities = communities_to_train(config, directory)
+    for strategy in config.select.strategies:
+        decided = recipes.checked(directory, recipes.decisions(config, directory, strategy)).statistics["communities"]
+        assert isinstance(decided, dict)
+        for community in communities:
+            name = f"{strategy}/{community}"
+            recipe = recipes.reward_model(config, directory, strategy, community)
+            made = recipe.is_made(directory, rebuild=config.rebuild)
+            if made is not None:
+                outcome.trained[name] = made
+                continue
+            try:
+                check_enough(community, decided[community]["num_kept"], config.train.min_pairs)
+            except ScpoError as error:
+                outcome.failed[name] = str(error)
+                continue
+            tasks.append(_task(config, directory, strategy, community, decided[community]))
+    return tasks, outcome
+
+
+def check_enough(community: str, num_kept: int, min_pairs: int) -> None:
+    """Refuse a training set that is too small to mean anything.
+
+    Raises:
+        DataError: fewer kept pairs than `train.min_pairs`.
+    """
+    if num_kept < min_pairs:
+        raise DataError(
+            f"{community}: {num_kept} training pairs left after selection, train.min_pairs asks for {min_pairs}; raise "
+            "select.agreement_threshold, lower train.min_pairs, or drop the community"
+        )
+
+
+def _task(config: Config, directory: RunDirectory, strategy: str, community: str, decided: dict) -> TrainingTask:
+    recipe = recipes.reward_model(config, directory, strategy, community)
+    annotators = pc.count_distinct(
+        directory.read_table(
+            "prepared/pairs.parquet",
+            columns=["annotator_id"],
+            filters=(pc.field("community") == community) & (pc.field("split") == "train"),
+        )["annotator_id"]
+    ).as_py()
+    return TrainingTask(
+        recipe=recipe,
+        run_address=directory.absolute_address,
+        start=StartModel(global_model_address(directory)),
+        communities=(community,),
+        decisions=f"decisions/{strategy}/decisions.parquet",
+        config=config.train,
+        format_config=config.format,
+        seed=config.seed,
+        size=decided["num_kept"],
+        card={
+            "name": f"{strategy}/{community}",
+            "community": community,
+            "strategy": strategy,
+            "agreement threshold": config.select.agreement_threshold,
+            "weight temperature": config.select.weight_temperature,
+            "start": "the run's global reward model",
+            "data": list(config.prepare.datasets),
+            "training annotators": annotators or "aggregates, no annotators",
+            "effective sample size": decided["effective_sample_size"],
+        },
+    )

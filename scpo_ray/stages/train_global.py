@@ -1,0 +1,121 @@
+"""The global reward model: trained on the majority's pairs, or any checkpoint taken as it is."""
+
+from dataclasses import replace
+
+import pyarrow.compute as pc
+
+from scpo_ray import models
+from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.errors import ConfigError, DataError, TrainingError
+from scpo_ray.runtime import connect, progress_bar
+from scpo_ray.stages import recipes
+from scpo_ray.stages.global_model import REFERENCE
+from scpo_ray.stages.prepare import check_known
+from scpo_ray.stages.train import show_progress
+from scpo_ray.training.task import StartModel, TrainingTask
+from scpo_ray.training.workers import run_tasks
+
+
+def run(config: Config) -> Manifest:
+    """Write `global_model`. Returns its manifest, from disk when it is already made."""
+    directory = RunDirectory(config.run_dir)
+    check_checkpoint_dir(config.run_dir, config.train_global.checkpoint_dir, "train_global")
+    recipe = recipes.global_model(config, directory)
+    made = recipe.is_made(directory, rebuild=config.rebuild)
+    if made is not None:
+        return made
+    if config.train_global.epochs == 0:
+        return _take_as_it_is(config, directory, recipe)
+    communities = _communities(config, directory)
+    size = len(
+        directory.read_table(
+            "prepared/pairs.parquet",
+            columns=["pair_id"],
+            filters=pc.field("community").isin(communities) & (pc.field("split") == "train"),
+        )
+    )
+    if not size:
+        raise DataError(f"train_global.communities: {', '.join(communities)} have no training pairs; name others")
+    task = TrainingTask(
+        recipe=recipe,
+        run_address=directory.absolute_address,
+        start=_start_model(config, directory),
+        communities=tuple(communities),
+        decisions=None,
+        config=config.train_global,
+        format_config=config.format,
+        seed=config.seed,
+        size=size,
+        card={
+            "name": "global",
+            "communities": communities,
+            "start": config.train_global.model or "from scratch",
+            "data": list(config.prepare.datasets),
+        },
+    )
+    connect()
+    with progress_bar("train_global", unit="steps") as bar:
+        state = run_tasks([task], config.train_global, on_progress=lambda state: show_progress(bar, state))
+    directory.remove(_INITIAL)
+    for reason in state.failed.values():
+        raise TrainingError(reason)
+    return directory.require(recipe.name, job="train_global")
+
+
+_INITIAL = "checkpoints/initial_model"
+
+
+def check_checkpoint_dir(run_dir: str, checkpoint_dir: str | None, section: str) -> None:
+    """Refuse, before anything starts, a run on an object store without a disk for unfinished trainings.
+
+    Raises:
+        ConfigError: `run_dir` is not a path and the section names no `checkpoint_dir`.
+    """
+    if "://" in run_dir and checkpoint_dir is None:
+        raise ConfigError(
+            f"{section}.checkpoint_dir: unset, and run_dir {run_dir} is no path; name a folder on a disk that all workers share"
+        )
+
+
+def _communities(config: Config, directory: RunDirectory) -> list[str]:
+    if config.train_global.communities is None:
+        manifest = directory.require(recipes.PREPARED, job="prepare")
+        majority = manifest.statistics["majority"]
+        general = config.prepare.general_preferences.community
+        known = manifest.statistics["communities"]
+        assert isinstance(majority, list) and isinstance(known, dict)
+        return [
+            *majority,
+            *([general] if "general_preferences" in config.prepare.datasets and general in known else []),
+        ]
+    pairs = directory.read_table("prepared/pairs.parquet", columns=["community"])
+    check_known("train_global.communities", config.train_global.communities, pairs)
+    return list(config.train_global.communities)
+
+
+def _start_model(config: Config, directory: RunDirectory) -> StartModel:
+    """A pretrained backbone with a head drawn from the seed if it has none, or a fresh model saved for the workers."""
+    train = config.train_global
+    if train.model is not None:
+        models.check(models.resolve(train.model), may_lack_head=True)
+        return StartModel(train.model, new_head_seed=config.seed)
+    responses = directory.read_table("prepared/responses.parquet", columns=["context", "response"]).to_pylist()
+    texts = (text for row in responses for text in (*(m["content"] for m in row["context"]), row["response"]))
+    made = models.make(train.scratch, texts=texts, max_tokens=config.format.max_tokens, seed=config.seed)
+    recipe = Recipe(_INITIAL, "train_global", {}, {}, config.seed)
+    with replace(recipe).making(directory) as draft:
+        models.save(made.model, made.tokenizer, draft.folder)
+    return StartModel(str(directory.fetch(_INITIAL)))
+
+
+def _take_as_it_is(config: Config, directory: RunDirectory, recipe: Recipe) -> Manifest:
+    address = config.train_global.model
+    if address is None:
+        raise ConfigError("train_global.epochs: 0 takes a model as it is, but train_global.model is unset; name one")
+    folder = models.resolve(address)
+    models.check(folder, may_lack_head=False)
+    with recipe.making(directory) as draft:
+        draft.content_hash = models.content_hash(folder)
+        draft.write_json(REFERENCE, {"address": address, "content_hash": draft.content_hash})
+    return directory.require(recipe.name, job="train_global")

@@ -1,0 +1,1 @@
+"""Interchangeable parts of the method, one a file."""

@@ -1,0 +1,14 @@
+"""Selection strategies by the name that `select.strategy` uses. A new one is a file here and a line below."""
+
+from scpo_ray.strategies.selection import filter_only, filter_weight, inverse_weight, keep_all, weight_only
+from scpo_ray.strategies.selection.base import Decision, PairView, Strategy
+
+STRATEGIES: dict[str, Strategy] = {
+    "filter_weight": filter_weight.decide,
+    "filter": filter_only.decide,
+    "weight": weight_only.decide,
+    "inverse_weight": inverse_weight.decide,
+    "none": keep_all.decide,
+}
+
+__all__ = ["STRATEGIES", "Decision", "PairView", "Strategy"]

@@ -1,0 +1,35 @@
+"""What a selection strategy sees and what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from scpo_ray.config import SelectConfig
+
+
+@dataclass(frozen=True)
+class PairView:
+    """One community's pairs of one split, as the global model sees them."""
+
+    chosen_rewards: Float[np.ndarray, " pairs"]
+    rejected_rewards: Float[np.ndarray, " pairs"]
+    agreement: Float[np.ndarray, " pairs"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Per pair: kept or not, its weight (0 where not kept), and why, in words that name the numbers' side."""
+
+    kept: Bool[np.ndarray, " pairs"]
+    weight: Float[np.ndarray, " pairs"]
+    reason: list[str]
+
+
+Strategy = Callable[[PairView, SelectConfig], Decision]
+
+
+def threshold_reasons(kept: Bool[np.ndarray, " pairs"]) -> list[str]:
+    """The filter's reason for each pair."""
+    return ["kept: agreement below threshold" if keep else "dropped: the global model agrees" for keep in kept]

@@ -1,0 +1,117 @@
+"""DeepSpeed around one reward model: steps, gathered weights, checkpoints."""
+
+import os
+import shutil
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from torch import nn
+from transformers import PreTrainedModel
+
+from scpo_ray.config import LoraConfig, OptimizationConfig
+from scpo_ray.training.step import parameter_groups
+
+
+def make_engine(model: PreTrainedModel, config: OptimizationConfig, *, world_size: int) -> DeepSpeedEngine:
+    """A DeepSpeed engine with AdamW; ZeRO stage, accumulation and precision from the config."""
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, weight_decay=config.weight_decay),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, world_size))
+    return engine
+
+
+def deepspeed_config(config: OptimizationConfig, world_size: int) -> dict:
+    """DeepSpeed's own settings. Batch sizes are formal: micro-batches are cut by the loop, not by DeepSpeed."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.accumulation_steps,
+        "train_batch_size": config.accumulation_steps * world_size,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": {"stage": config.zero_stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {
+            "enabled": config.precision == "bfloat16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],  # gradients are reduced in float32
+        },
+        "wall_clock_breakdown": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def with_adapters(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
+    """The model with trainable low-rank adapters and head, the backbone frozen; itself when LoRA is off."""
+    if not config.enabled:
+        return model
+    import peft
+
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            task_type=peft.TaskType.SEQ_CLS,
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=config.target_modules
+            if isinstance(config.target_modules, str)
+            else list(config.target_modules),
+        ),
+    )
+
+
+def gather_state(engine: DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
+    """The whole model's weights on rank 0's CPU, None elsewhere. Every rank must call it."""
+    module = engine.module
+    if engine.zero_optimization_stage() < 3:
+        return _copied(module) if dist.get_rank() == 0 else None
+    state: dict[str, torch.Tensor] = {}
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if dist.get_rank() == 0:
+                state[name] = parameter.detach().cpu().clone()
+    if dist.get_rank() != 0:
+        return None
+    persistent = {name for name in module.state_dict()}
+    return state | {
+        name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers() if name in persistent
+    }
+
+
+def merge_adapters(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """A plain model with `state`'s weights, adapters folded in. `model` is what `with_adapters` returned, on CPU."""
+    model.load_state_dict(state)
+    return model.merge_and_unload()
+
+
+def save_checkpoint(engine: DeepSpeedEngine, folder: Path, *, state: dict) -> None:
+    """Every rank's part into one folder that appears whole: written beside, renamed by rank 0 after all have written."""
+    staging = folder.with_name(f".{folder.name}.tmp")
+    if dist.get_rank() == 0:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    dist.barrier()
+    engine.save_checkpoint(str(staging), tag="state", save_latest=False, exclude_frozen_parameters=True)
+    torch.save(state | {"rng": torch.get_rng_state()}, staging / f"rank_{dist.get_rank()}.pt")
+    dist.barrier()
+    if dist.get_rank() == 0:
+        os.rename(staging, folder)
+    dist.barrier()
+
+
+def load_checkpoint(engine: DeepSpeedEngine, folder: Path) -> dict:
+    """Restore weights, optimiser and random numbers; return the state that was saved with them."""
+    engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+    state = torch.load(folder / f"rank_{dist.get_rank()}.pt", weights_only=True)
+    torch.set_rng_state(state.pop("rng"))
+    return state
+
+
+def _copied(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
