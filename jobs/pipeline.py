@@ -1,7 +1,7 @@
 """Run every stage in order, from data to report; finished stages are not repeated.
 
-ray job submit --working-dir . -- python jobs/pipeline.py --config jobs/experiments/prism.yaml
-python jobs/pipeline.py --config jobs/experiments/prism.yaml
+ray job submit --working-dir . -- python jobs/pipeline.py --config jobs/experiments/demo.yaml
+python jobs/pipeline.py --config jobs/experiments/demo.yaml
 """
 
 from scpo_ray.cli import load_config, run

@@ -52,6 +52,18 @@ class _HelpFormatter(RawDescriptionHelpFormatter):
         return action.help and action.help.replace("(default: None)", "(default: null)")
 
 
+class _YamlDumper(yaml.SafeDumper):
+    """Escapes what is not printable: left to PyYAML, U+0085 and its like come back as a space."""
+
+
+_YamlDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
+    ),
+)
+
+
 def load_config(argv: Sequence[str] | None = None, *, description: str | None = None) -> Config:
     """The run's configuration: command line over `--config` file over defaults.
 
@@ -74,7 +86,8 @@ def load_config(argv: Sequence[str] | None = None, *, description: str | None = 
 
 def dump_yaml(config: Config) -> str:
     """The resolved copy that is saved beside outputs: every key, in order; `--config` reads it back unchanged."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    values = config.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def run(main: Callable[[], object]) -> None:

@@ -4,9 +4,11 @@ Defaults live here and nowhere else. `scpo_ray.cli.load_config` fills these mode
 line; functions receive the smallest sub-config that they need.
 """
 
+import os
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 CommunityField = Literal[
     "reside_country",
@@ -24,12 +26,27 @@ SelectionStrategy = Literal["filter_weight", "filter", "weight", "inverse_weight
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-NOT_IDENTITY = {"identity": False}
+def _expand_variables(address: str) -> str:
+    """Replace `${NAME}` by the environment's value; a variable that is not set is an error, never an empty string."""
+    expanded = os.path.expandvars(address)
+    missing = re.search(r"\$\{(\w+)\}", expanded)
+    if missing:
+        raise ValueError(f"the environment variable {missing[1]} is not set; set it, or give another path or hub name")
+    return expanded
+
+
+Address = Annotated[str, AfterValidator(_expand_variables)]
+"""A path, s3:// or gs:// address, or hub name; `${NAME}` takes a value from the environment."""
+
+
+NOT_IDENTITY: dict[str, JsonValue] = {"identity": False}
 """Marks settings that change cost or place, not the result: an artifact made under another value still counts."""
 
 
-class Section(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+class Section(BaseModel):
     """A part of the configuration: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def identity(self, prefix: str) -> dict[str, object]:
         """Dotted key -> value of every setting that the result depends on."""
@@ -48,35 +65,35 @@ class Section(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=T
 class AtlasConfig(Section):
     """The synthetic world: communities with known preferences, planted noise and planted outliers."""
 
-    num_prompts: int = Field(300, ge=10)
+    num_prompts: int = Field(default=300, ge=10)
     """Distinct prompts of the world."""
 
-    majority_annotators: int = Field(120, ge=2)
+    majority_annotators: int = Field(default=120, ge=2)
     """Annotators of the majority community."""
 
-    minority_annotators: int = Field(24, ge=2)
+    minority_annotators: int = Field(default=24, ge=2)
     """Annotators of each minority community."""
 
-    interactions_per_annotator: int = Field(16, ge=1)
+    interactions_per_annotator: int = Field(default=16, ge=1)
     """Prompts that one annotator rates."""
 
-    responses_per_interaction: int = Field(4, ge=2, le=8)
+    responses_per_interaction: int = Field(default=4, ge=2, le=8)
     """K: rated responses of one interaction."""
 
-    num_minorities: int = Field(3, ge=1, le=6)
+    num_minorities: int = Field(default=3, ge=1, le=6)
     """Minority communities, each with its own planted differences from the majority."""
 
-    noise_rate: float = Field(0.05, ge=0, lt=0.5)
+    noise_rate: float = Field(default=0.05, ge=0, lt=0.5)
     """Share of ratings whose response was swapped with another one's (labelled `noise`)."""
 
-    outlier_rate: float = Field(0.05, ge=0, lt=0.5)
+    outlier_rate: float = Field(default=0.05, ge=0, lt=0.5)
     """Share of a minority's pairs that are extreme outliers: reversed where everyone agrees most (labelled `outlier`)."""
 
 
 class PrismConfig(Section):
     """PRISM (Kirk et al. 2024): conversations rated 1-100 by residents of 38 countries."""
 
-    path: str = "HannahRoseKirk/prism-alignment"
+    path: Address = "HannahRoseKirk/prism-alignment"
     """Folder with `survey.jsonl` and `utterances.jsonl`, or the hub data set's name."""
 
     community_field: CommunityField = "reside_country"
@@ -95,7 +112,7 @@ class PrismConfig(Section):
 class GlobalOpinionsConfig(Section):
     """GlobalOpinionQA (Durmus et al. 2023): answer shares of survey questions by country."""
 
-    path: str = "Anthropic/llm_global_opinions"
+    path: Address = "Anthropic/llm_global_opinions"
     """A CSV file with the hub data set's columns, or the hub data set's name."""
 
     min_share_gap: Fraction = 0.1
@@ -105,14 +122,14 @@ class GlobalOpinionsConfig(Section):
 class PairFilesConfig(Section):
     """Preference pairs in files: columns prompt or messages, chosen, rejected, community."""
 
-    paths: tuple[str, ...] = ()
+    paths: tuple[Address, ...] = ()
     """JSONL, JSONL.gz or Parquet files, or hub data sets (`name` or `name:split`)."""
 
 
 class GeneralPreferencesConfig(Section):
     """General preferences for the global model: HH-RLHF transcripts or DSP `text`/`score` lists."""
 
-    paths: tuple[str, ...] = ()
+    paths: tuple[Address, ...] = ()
     """JSON or JSONL(.gz) files, or hub data sets."""
 
     community: str = "General"
@@ -122,7 +139,7 @@ class GeneralPreferencesConfig(Section):
 class PrepareConfig(Section):
     """From source rows to responses, pairs and splits."""
 
-    datasets: tuple[DatasetName, ...] = Field(("atlas",), min_length=1)
+    datasets: tuple[DatasetName, ...] = Field(default=("atlas",), min_length=1)
     """Which adapters to read; each has its own section below."""
 
     atlas: AtlasConfig = AtlasConfig()
@@ -138,16 +155,16 @@ class PrepareConfig(Section):
     communities: tuple[str, ...] | None = None
     """Communities to keep beside the majority; all when unset."""
 
-    min_score_gap: float = Field(0.0, ge=0)
+    min_score_gap: float = Field(default=0.0, ge=0)
     """Pairs whose scores differ by this or less are no preference and make no pair (score units)."""
 
-    max_rejected_share: Fraction = Field(0.05, json_schema_extra=NOT_IDENTITY)
+    max_rejected_share: Fraction = Field(default=0.05, json_schema_extra=NOT_IDENTITY)
     """More malformed rows than this share stop the stage, with nothing written."""
 
-    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of each community's pairs for choosing hyperparameters and early stopping; 0 as published."""
 
-    test_fraction: float = Field(0.2, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of each community's pairs for the evaluation."""
 
     split_by: Literal["auto", "annotator", "prompt", "pair"] = "auto"
@@ -156,7 +173,7 @@ class PrepareConfig(Section):
     stratify: bool = True
     """Hold the fractions in every community; off: one random split over all (as published)."""
 
-    near_duplicate_similarity: float = Field(0.85, gt=0, le=1)
+    near_duplicate_similarity: float = Field(default=0.85, gt=0, le=1)
     """Prompts whose one- and two-gram cosine reaches this form one group."""
 
     split_salt: str = "scpo"
@@ -175,7 +192,7 @@ class PrepareConfig(Section):
 class FormatConfig(Section):
     """How (context, response) becomes token ids: the same for scoring, training, PPO and serving."""
 
-    max_tokens: int = Field(512, ge=8)
+    max_tokens: int = Field(default=512, ge=8)
     """Longest sequence, tokens. The context loses its oldest tokens first; the response is cut only when it alone is longer."""
 
     use_chat_template: Literal["auto", "never"] = "auto"
@@ -185,13 +202,13 @@ class FormatConfig(Section):
 class ModelConfig(Section):
     """A from-scratch transformer, for data on which no pretrained backbone is needed (`atlas`)."""
 
-    architecture: Literal["qwen2", "bert"] = "qwen2"
-    hidden_size: int = Field(64, ge=32)
-    num_layers: int = Field(2, ge=1)
-    num_heads: int = Field(2, ge=1)
+    architecture: Literal["llama", "bert"] = "llama"
+    hidden_size: int = Field(default=64, ge=32)
+    num_layers: int = Field(default=2, ge=1)
+    num_heads: int = Field(default=2, ge=1)
     """Heads; hidden_size / num_heads of 32 or more keeps the model usable by vLLM on CPU."""
 
-    vocab_size: int = Field(2000, ge=64)
+    vocab_size: int = Field(default=2000, ge=64)
     """Largest size of the tokenizer that is trained on the data."""
 
 
@@ -199,25 +216,25 @@ class LoraConfig(Section):
     """Low-rank adapters (PEFT); merged into the weights when a reward model is saved."""
 
     enabled: bool = False
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
 class OptimizationConfig(Section):
     """What `train_global` and `train` share: objective, optimiser, batches, workers, checkpoints."""
 
-    epochs: float = Field(1.0, ge=0)
+    epochs: float = Field(default=1.0, ge=0)
     """Passes over the training interactions."""
 
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimiser steps, whichever of the two comes first."""
 
     max_steps_overrides_epochs: bool = False
     """Train for exactly max_steps whatever `epochs` says (as published)."""
 
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
     """Peak step size of AdamW."""
 
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -226,31 +243,31 @@ class OptimizationConfig(Section):
     warmup_fraction: Fraction = 0.05
     """Share of the steps over which the learning rate rises."""
 
-    weight_decay: float = Field(0.01, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient clipping norm; 0 turns it off."""
 
     normalization: Literal["pairs", "weights"] = "pairs"
     """Divide the loss by the number of pairs (as published) or by the sum of their weights; both over the global batch."""
 
-    centering_coefficient: float = Field(0.0, ge=0)
+    centering_coefficient: float = Field(default=0.0, ge=0)
     """c: adds c * mean((r+ + r-)^2), which keeps rewards near zero."""
 
-    margin_per_score: float = Field(0.0, ge=0)
+    margin_per_score: float = Field(default=0.0, ge=0)
     """m_i = this * score gap: how many reward units one score unit must separate."""
 
     batching: Literal["interactions", "pairs"] = "interactions"
     """One forward per response of an interaction for all its pairs, or two forwards per pair."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Interactions (or pairs) per optimiser step, over all workers and accumulation steps."""
 
-    accumulation_steps: int = Field(1, ge=1, json_schema_extra=NOT_IDENTITY)
+    accumulation_steps: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Micro-batches per worker and optimiser step; changes memory, never the result."""
 
-    pad_to_multiple: int = Field(16, ge=1)
+    pad_to_multiple: int = Field(default=16, ge=1)
     """Round batch lengths up to a multiple of this: fewer shapes, faster kernels, more padding (tokens)."""
 
     dropout: bool = False
@@ -262,48 +279,48 @@ class OptimizationConfig(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel; on CPUs eager trains about twice as fast as sdpa."""
 
-    gradient_checkpointing: bool = Field(False, json_schema_extra=NOT_IDENTITY)
+    gradient_checkpointing: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
     lora: LoraConfig = LoraConfig()
 
     seeded: bool = True
     """Seed initialisation, order and dropout from `seed`; off: from the operating system (as published)."""
 
-    evaluations_per_epoch: float = Field(1.0, gt=0)
+    evaluations_per_epoch: float = Field(default=1.0, gt=0)
     """Validation passes per epoch."""
 
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     """Stop after this many validation passes without a lower validation loss; unset: run to the end."""
 
     keep: Literal["last", "best"] = "last"
     """Which weights become the reward model: the last ones or those of the lowest validation loss."""
 
-    num_workers: int = Field(1, ge=1, json_schema_extra=NOT_IDENTITY)
+    num_workers: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Ranks of one worker group."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, json_schema_extra=NOT_IDENTITY)
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, json_schema_extra=NOT_IDENTITY)
     """DeepSpeed ZeRO stage."""
 
-    use_gpu: bool = Field(False, json_schema_extra=NOT_IDENTITY)
-    cpus_per_worker: float = Field(1, gt=0, json_schema_extra=NOT_IDENTITY)
+    use_gpu: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
+    cpus_per_worker: float = Field(default=1, gt=0, json_schema_extra=NOT_IDENTITY)
     """CPUs that Ray reserves per worker."""
 
-    threads_per_worker: int | None = Field(None, ge=1, json_schema_extra=NOT_IDENTITY)
+    threads_per_worker: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
     """Torch threads per worker; unset: the machine's cores divided by num_workers."""
 
-    checkpoint_every_steps: int = Field(200, ge=1, json_schema_extra=NOT_IDENTITY)
+    checkpoint_every_steps: int = Field(default=200, ge=1, json_schema_extra=NOT_IDENTITY)
     """Optimiser steps between two checkpoints."""
 
-    checkpoint_dir: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    checkpoint_dir: Address | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """Where unfinished trainings are kept, on a disk that all workers share; unset: `checkpoints` in the run directory."""
 
-    max_failures: int = Field(2, ge=0, json_schema_extra=NOT_IDENTITY)
+    max_failures: int = Field(default=2, ge=0, json_schema_extra=NOT_IDENTITY)
     """How often a killed worker group is restarted from its last checkpoint."""
 
 
 class TrainGlobalConfig(OptimizationConfig):
     """The global reward model: the ruler, and where every community's model starts."""
 
-    model: str | None = None
+    model: Address | None = None
     """Local folder, hub name or `package:NAME/FOLDER`; unset: from scratch with a tokenizer trained on the data."""
 
     scratch: ModelConfig = ModelConfig()
@@ -314,24 +331,24 @@ class TrainGlobalConfig(OptimizationConfig):
 class ScoreConfig(Section):
     """Rewards of the global model for every response, each computed once."""
 
-    tokens_per_batch: int = Field(8192, ge=64, json_schema_extra=NOT_IDENTITY)
+    tokens_per_batch: int = Field(default=8192, ge=64, json_schema_extra=NOT_IDENTITY)
     """Padded tokens of one forward pass."""
 
-    window: int = Field(4096, ge=1, json_schema_extra=NOT_IDENTITY)
+    window: int = Field(default=4096, ge=1, json_schema_extra=NOT_IDENTITY)
     """Responses that are sorted by length together before batching; the unit of work that survives a kill."""
 
-    num_scorers: int = Field(1, ge=1, json_schema_extra=NOT_IDENTITY)
+    num_scorers: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Actors, each with the model loaded once."""
 
-    cpus_per_scorer: float = Field(1, gt=0, json_schema_extra=NOT_IDENTITY)
-    gpus_per_scorer: float = Field(0, ge=0, json_schema_extra=NOT_IDENTITY)
-    threads_per_scorer: int | None = Field(None, ge=1, json_schema_extra=NOT_IDENTITY)
+    cpus_per_scorer: float = Field(default=1, gt=0, json_schema_extra=NOT_IDENTITY)
+    gpus_per_scorer: float = Field(default=0, ge=0, json_schema_extra=NOT_IDENTITY)
+    threads_per_scorer: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
     """Torch threads per actor; unset: the machine's cores divided by num_scorers."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively (GPU, AMX), else float32. The reward head stays float32."""
 
-    cache_dir: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    cache_dir: Address | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """Where scores are kept by content, for every run; unset: `score_cache` beside the run directory."""
 
 
@@ -344,10 +361,10 @@ class SelectConfig(Section):
     controls: tuple[SelectionStrategy, ...] = ()
     """Strategies that run beside it on the same pairs and steps, for comparison."""
 
-    agreement_threshold: float = Field(0.7, gt=0, lt=1)
+    agreement_threshold: float = Field(default=0.7, gt=0, lt=1)
     """τ, probability. Lower keeps fewer pairs."""
 
-    weight_temperature: float = Field(1.1, gt=0)
+    weight_temperature: float = Field(default=1.1, gt=0)
     """β, reward units. Lower down-weights disagreement faster."""
 
     agreement_form: Literal["sigmoid", "exp_ratio"] = "sigmoid"
@@ -368,13 +385,13 @@ class SelectConfig(Section):
 class TrainConfig(OptimizationConfig):
     """One reward model per community, all in one job."""
 
-    communities: tuple[str, ...] | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    communities: tuple[str, ...] | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """Communities to train; all but the majority when unset."""
 
-    num_worker_groups: int = Field(1, ge=1, json_schema_extra=NOT_IDENTITY)
+    num_worker_groups: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Groups of num_workers ranks that take communities from one queue."""
 
-    min_pairs: int = Field(8, ge=1)
+    min_pairs: int = Field(default=8, ge=1)
     """A community with fewer kept pairs fails, and the others go on."""
 
 
@@ -384,10 +401,10 @@ class EvaluateConfig(Section):
     dropout: bool = False
     """Leave dropout on while scoring the trained models (as published)."""
 
-    test_threshold: float = Field(0.5, gt=0, lt=1)
+    test_threshold: float = Field(default=0.5, gt=0, lt=1)
     """Agreement below which a test pair counts as one that the global model gets wrong."""
 
-    num_resamples: int = Field(2000, ge=100)
+    num_resamples: int = Field(default=2000, ge=100)
     """Bootstrap resamples behind every interval."""
 
 
@@ -395,17 +412,17 @@ class ReportConfig(Section):
     """The terminal table and `report.html`."""
 
     title: str = "SCPO"
-    num_example_pairs: int = Field(12, ge=0)
+    num_example_pairs: int = Field(default=12, ge=0)
     """Pairs shown per community, with texts."""
 
 
 class Config(Section):
     """One run, from data to report."""
 
-    run_dir: str = "runs/default"
+    run_dir: Address = "runs/default"
     """Where the artifacts go: a path, s3:// or gs:// address."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seeds the world, initialisation and data order."""
 
     rebuild: bool = False

@@ -17,10 +17,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
+    LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -149,8 +149,8 @@ def make(
         "pad_token_id": tokenizer.pad_token_id,
         "dtype": torch.float32,
     }
-    if config.architecture == "qwen2":
-        hf_config = Qwen2Config(
+    if config.architecture == "llama":  # not qwen2: transformers 5 would rebuild its tokenizer and lose ours
+        hf_config = LlamaConfig(
             **shared,
             num_key_value_heads=config.num_heads,
             bos_token_id=None,
@@ -165,7 +165,7 @@ def make(
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, architecture: Literal["qwen2", "bert"]
+    texts: Iterable[str], *, vocab_size: int, architecture: Literal["llama", "bert"]
 ) -> PreTrainedTokenizerBase:
     """A word-level tokenizer: lower case, words and marks apart, the rarest words unknown beyond `vocab_size`."""
     backend = Tokenizer(models.WordLevel(unk_token="<unk>"))

@@ -10,25 +10,11 @@ from jaxtyping import Float32
 
 from scpo_ray import models
 from scpo_ray.config import FormatConfig
-from scpo_ray.core.batching import padding_share, token_budget_batches
+from scpo_ray.core.batching import token_budget_batches
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.records import Message
-
-
-@dataclass
-class ScoringCost:
-    """What was computed: adds up over calls and actors."""
-
-    num_responses: int = 0
-    num_forward_passes: int = 0
-    num_tokens: int = 0
-    num_padded_tokens: int = 0
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the computed tokens that were padding."""
-        return padding_share(num_tokens=self.num_tokens, num_padded_tokens=self.num_padded_tokens)
+from scpo_ray.scoring_cost import ScoringCost
 
 
 @dataclass(frozen=True)

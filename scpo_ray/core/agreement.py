@@ -37,7 +37,8 @@ def agreement(
 
 def disagreement_mask(*, agreement: Float[Array, " pairs"], threshold: float) -> Bool[Array, " pairs"]:
     """The filter: true where p < τ, strictly. NaN is never kept, as in the published comparison."""
-    return agreement < threshold
+    kept: Array = agreement < threshold
+    return kept
 
 
 def preference_weight(

@@ -95,7 +95,11 @@ def _in_turn(
 
 def shortened(text: str) -> str:
     """The text, cut where it would fill the page."""
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} … [{len(text) - _LONGEST_TEXT:,} more characters]"
+    return (
+        text
+        if len(text) <= _LONGEST_TEXT
+        else f"{text[:_LONGEST_TEXT]} … [{len(text) - _LONGEST_TEXT:,} more characters]"
+    )
 
 
 def planted_rows(kind_of: Mapping[str, str], decisions: Sequence[Mapping], *, strategy: str) -> list[PlantedRow]:

@@ -32,7 +32,7 @@ def interval_plot(
     it does not. accuracy: 0 to 100%. An estimate without interval is a dot alone.
     """
     low, high = _domain(rows) if scale == "gain" else (0.0, 1.0)
-    ticks = _ticks(low, high)
+    ticks = _ticks(low, high) if scale == "gain" else [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     height = _TOP + _ROW * len(rows) + _BOTTOM
     width = (_WIDTH - _LABELS - _GAP * len(panels)) / len(panels) - _VALUES
@@ -89,9 +89,7 @@ def _grid(axis: _Axis, ticks: Sequence[float], height: int) -> Iterator[Markup]:
         yield Markup('<line x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}" class="{3}"/>').format(
             x, _TOP - 6, height - _BOTTOM + 4, kind
         )
-        yield Markup('<text x="{:.1f}" y="{}" class="tick">{}</text>').format(
-            x, height - _BOTTOM + 20, axis.tick(tick)
-        )
+        yield Markup('<text x="{:.1f}" y="{}" class="tick">{}</text>').format(x, height - _BOTTOM + 20, axis.tick(tick))
 
 
 def _mark(axis: _Axis, estimate: Estimate, y: float, name: str) -> Markup:
@@ -108,7 +106,9 @@ def _mark(axis: _Axis, estimate: Estimate, y: float, name: str) -> Markup:
     return Markup(
         '<g><title>{}: {} {}</title>{}<circle cx="{:.1f}" cy="{:.1f}" r="5" class="{}"/>'
         '<text x="{:.1f}" y="{:.1f}" class="value">{}</text></g>'
-    ).format(name, value, interval, line, axis.x(estimate.value), y, "hollow" if is_hollow else "dot", end, y + 4, value)
+    ).format(
+        name, value, interval, line, axis.x(estimate.value), y, "hollow" if is_hollow else "dot", end, y + 4, value
+    )
 
 
 def _domain(rows: Sequence[PlotRow]) -> tuple[float, float]:
@@ -120,8 +120,8 @@ def _domain(rows: Sequence[PlotRow]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to seven round numbers in the range, zero among them."""
-    rough = (high - low) / 5
+    """Four to eleven round numbers in the range, zero among them."""
+    rough = (high - low) / 10
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     return [round(step * number, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -129,5 +129,3 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _trimmed(text: str) -> str:
     return text.removesuffix(".0")
-
-

@@ -1,7 +1,7 @@
 """The report as one HTML file: nothing is loaded from elsewhere, and texts from data are always escaped."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -26,7 +26,7 @@ class Provenance:
     stages: Sequence[tuple[str, float, str]]
     """(artifact, seconds, content hash), in data-flow order."""
     trainings: Sequence[Mapping]
-    """Per reward model: name, num_pairs, num_steps, num_tokens, padding_share, wall_time_s, content_hash."""
+    """Per reward model: name, num_pairs, num_steps, num_tokens, num_padded_tokens, wall_time_s, content_hash."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Page:
     kept: Mapping[tuple[str, str], Kept]
     """By (strategy, community)."""
     ruler: str
-    """What the global model learned from, in words."""
+    """What the global model learned from, and what follows for the shares, in words."""
     sources: Mapping[str, Mapping]
     leakage: Mapping[str, Mapping[str, float]]
     leakage_warnings: Sequence[str]
@@ -57,7 +57,6 @@ class Page:
     settings: Mapping[str, float]
     """The numbers that the definitions quote: agreement_threshold, weight_temperature, test_threshold."""
     provenance: Provenance
-    strategies: Sequence[str] = field(default=())
 
     @property
     def main_results(self) -> list[ModelResult]:
@@ -76,12 +75,15 @@ def render(page: Page) -> str:
     )
     formatters = (numbers.percent, numbers.points, numbers.percent_interval, numbers.points_interval)
     environment.filters |= {
-        function.__name__: function for function in (*formatters, numbers.count, numbers.duration, strategy_label, verdict)
+        function.__name__: function
+        for function in (*formatters, numbers.count, numbers.duration, strategy_label, verdict)
     }
     return environment.get_template("report.html.j2").render(
         page=page,
         summary=headline(page.results, strategy=page.strategy),
-        warnings=warnings(page.results, failures=len(page.failures), leaks=page.leakage_warnings),
+        warnings=warnings(
+            page.results, strategy=page.strategy, failures=len(page.failures), leaks=page.leakage_warnings
+        ),
         gain_plot=_gain_plot(page),
         accuracy_plot=_accuracy_plot(page),
         few_clusters=FEW_CLUSTERS,
@@ -90,7 +92,8 @@ def render(page: Page) -> str:
 
 def _gain_plot(page: Page) -> Markup:
     rows = [
-        PlotRow(result.community, (result.of("overall_gain"), result.of("majority_gain"))) for result in page.main_results
+        PlotRow(result.community, (result.of("overall_gain"), result.of("majority_gain")))
+        for result in page.main_results
     ]
     return interval_plot(
         rows,

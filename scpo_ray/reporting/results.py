@@ -75,11 +75,7 @@ def results_from(
         kept: by (strategy, community).
         cluster_units: by community.
     """
-    estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
-    for row in metrics:
-        estimate = Estimate(row["value"], row["low"], row["high"], row["num_pairs"], row["num_clusters"])
-        strategy = "global" if row["model"] == "global" else row["model"].split("/", 1)[0]
-        estimates.setdefault((strategy, row["community"]), {})[row["metric"]] = estimate
+    estimates = _by_model(metrics)
     results = [
         ModelResult(
             community,
@@ -92,7 +88,9 @@ def results_from(
         for (strategy, community), trained in estimates.items()
         if strategy in strategies
     ]
-    gains = {result.community: result.of("overall_gain").value for result in results if result.strategy == strategies[0]}
+    gains = {
+        result.community: result.of("overall_gain").value for result in results if result.strategy == strategies[0]
+    }
     return sorted(
         results,
         key=lambda result: (
@@ -101,6 +99,16 @@ def results_from(
             strategies.index(result.strategy),
         ),
     )
+
+
+def _by_model(metrics: Iterable[Mapping]) -> dict[tuple[str, str], dict[str, Estimate]]:
+    """(strategy or `global`, community) -> metric -> estimate. A community's name may hold slashes."""
+    estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
+    for row in metrics:
+        estimate = Estimate(row["value"], row["low"], row["high"], row["num_pairs"], row["num_clusters"])
+        strategy = row["model"].split("/", 1)[0]
+        estimates.setdefault((strategy, row["community"]), {})[row["metric"]] = estimate
+    return estimates
 
 
 def _largest_first(value: float) -> tuple[bool, float]:

@@ -26,12 +26,11 @@ def headline(results: Sequence[ModelResult], *, strategy: str) -> str:
     main = [result for result in results if result.strategy == strategy]
     if not main:
         return (
-            f"No community has a reward model of {strategy_label(strategy)} that was evaluated, so this run says nothing "
-            "about gains or losses."
+            f"No community has a reward model of {strategy_label(strategy)} that was evaluated, so this run says "
+            "nothing about gains or losses."
         )
-    controls = dict.fromkeys(result.strategy for result in results if result.strategy != strategy)
     sentences = [_only(main[0])] if len(main) == 1 else [_counts(main), _mean_and_worst(main)]
-    sentences += [_majority(main), *(_control(main, results, control) for control in controls)]
+    sentences += [_majority(main), _controls(main, results)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -50,8 +49,8 @@ def _only(result: ModelResult) -> str:
         )
     verb = "raised" if side == "above" else "lowered"
     return (
-        f"{place} {verb} overall accuracy by {100 * abs(gain.value):.1f} points, beyond what chance in the sample explains "
-        f"({_range(gain)})."
+        f"{place} {verb} overall accuracy by {100 * abs(gain.value):.1f} points, beyond what chance in the sample "
+        f"explains ({_range(gain)})."
     )
 
 
@@ -63,8 +62,8 @@ def _counts(main: Sequence[ModelResult]) -> str:
     subject = _capitalised(main[0].label)
     if spans == total:
         return (
-            f"{subject} neither raised nor lowered overall accuracy {beyond} in any of {total} communities: every interval "
-            "spans zero."
+            f"{subject} neither raised nor lowered overall accuracy {beyond} in any of {total} communities: every "
+            "interval spans zero."
         )
     where = f"all {total}" if above == total else f"{above} of {total}" if above else f"none of {total}"
     clauses = [f"raised overall accuracy in {where} communities {beyond}" + (" (interval above zero)" if above else "")]
@@ -112,52 +111,59 @@ def _majority(main: Sequence[ModelResult]) -> str:
     return f"On the majority's pairs it {moved} on average (interval below zero for {share} models)."
 
 
-def _control(main: Sequence[ModelResult], results: Sequence[ModelResult], control: str) -> str:
-    """The control's averages beside the main strategy's, over the communities that have both."""
-    of_control = {result.community: result for result in results if result.strategy == control}
-    both = [
-        (ours, of_control[ours.community])
-        for ours in main
-        if ours.community in of_control and ours.of("overall_gain").num_pairs
+def _controls(main: Sequence[ModelResult], results: Sequence[ModelResult]) -> str:
+    """Average gains of every strategy over the communities in which all of them were measured; no test between them."""
+    measured = {
+        (result.strategy, result.community): result for result in results if result.of("overall_gain").num_pairs
+    }
+    strategies = list(dict.fromkeys((main[0].strategy, *(strategy for strategy, _ in measured))))
+    common = [
+        result.community for result in main if all((strategy, result.community) in measured for strategy in strategies)
     ]
-    if not both:
+    if len(strategies) == 1 or not common:
         return ""
-    ours, theirs = [pair[0] for pair in both], [pair[1] for pair in both]
-    where = "In the same community" if len(both) == 1 else f"Over the same {len(both)} communities"
-    average = "" if len(both) == 1 else " on average"
-    sentence = (
-        f"{where}, {strategy_label(control)} changed overall accuracy by {points(_mean(theirs, 'overall_gain'))} points"
-        f"{average} ({main[0].label}: {points(_mean(ours, 'overall_gain'))})"
+    groups = {strategy: [measured[strategy, community] for community in common] for strategy in strategies}
+    where = (
+        f"For {common[0]}"
+        if len(common) == 1
+        else f"Averaged over the {len(common)} communities that all strategies have"
     )
-    if all(result.of("majority_gain").num_pairs for result in (*ours, *theirs)):
-        sentence += (
-            f" and the majority's by {points(_mean(theirs, 'majority_gain'))} ({points(_mean(ours, 'majority_gain'))})"
-        )
-    return sentence + "."
+    gains = [f"{points(_mean(group, 'overall_gain'))} with {strategy_label(name)}" for name, group in groups.items()]
+    sentence = f"{where}, overall accuracy changed by {_names(gains)}"
+    if all(result.of("majority_gain").num_pairs for group in groups.values() for result in group):
+        losses = [points(_mean(group, "majority_gain")) for group in groups.values()]
+        sentence += f", the majority's by {_names(losses)}"
+    return f"{sentence} points."
 
 
-def warnings(results: Sequence[ModelResult], *, failures: int, leaks: Sequence[str] = ()) -> list[str]:
-    """What a reader must know before believing a number, most serious first."""
+def warnings(results: Sequence[ModelResult], *, strategy: str, failures: int, leaks: Sequence[str] = ()) -> list[str]:
+    """What a reader must know before believing the main strategy's numbers, most serious first."""
+    main = [result for result in results if result.strategy == strategy]
     found = []
     if failures:
-        found.append(f"{failures} {'models are' if failures > 1 else 'model is'} missing; the reasons are listed below.")
+        found.append(
+            f"{failures} {'models are' if failures > 1 else 'model is'} missing; the reasons are listed below."
+        )
     found += leaks
-    lone = [_name(result, results) for result in results if verdict(result.of("overall_gain")) == "none"]
+    lone = [result.community for result in main if verdict(result.of("overall_gain")) == "none"]
     if lone:
         found.append(f"No interval for {_names(lone)}: {_LONE}.")
-    few = {
-        result.community: f"{result.community} ({result.of('overall_gain').num_clusters} {result.cluster_unit})"
-        for result in results
+    few = [
+        f"{result.community} ({result.of('overall_gain').num_clusters} {result.cluster_unit})"
+        for result in main
         if 1 < result.of("overall_gain").num_clusters < FEW_CLUSTERS
-    }
+    ]
     if few:
         found.append(
-            f"Fewer than {FEW_CLUSTERS} clusters behind the intervals of {_names(list(few.values()))}: with so few, a "
-            "bootstrap interval is narrower than it should be."
+            f"Fewer than {FEW_CLUSTERS} clusters behind the intervals of {_names(few)}: with so few, a bootstrap "
+            "interval is narrower than it should be."
         )
-    spans = [_name(result, results) for result in results if verdict(result.of("overall_gain")) == "spans"]
+    spans = [result.community for result in main if verdict(result.of("overall_gain")) == "spans"]
     if spans:
-        found.append(f"The interval of the overall gain spans zero for {_names(spans)}: neither a gain nor a loss is shown.")
+        found.append(
+            f"The interval of the overall gain spans zero for {_names(spans)}: neither a gain nor a loss is shown "
+            "there."
+        )
     return found
 
 
@@ -168,21 +174,17 @@ def leakage_warnings(leakage: Mapping[str, Mapping[str, float]], *, split_by: st
     both = test.get("both_responses_in_train", 0.0)
     found = []
     if annotators and split_by != "prompt":
-        found.append(f"{_capitalised(_about(annotators))} of the test pairs are by annotators who also occur in training.")
+        found.append(
+            f"{_capitalised(_about(annotators))} of the test pairs are by annotators who also occur in training."
+        )
     if prompts and split_by in ("prompt", "pair"):
         found.append(f"{_capitalised(_about(prompts))} of the test pairs have a prompt that also occurs in training.")
     if both:
         found.append(
-            f"In {_about(both)} of the test pairs both responses also occur in training pairs: these test new raters, not "
-            "new texts."
+            f"In {_about(both)} of the test pairs both responses also occur in training pairs: these test new raters, "
+            "not new texts."
         )
     return found
-
-
-def _name(result: ModelResult, results: Sequence[ModelResult]) -> str:
-    """The community, with the strategy where the results are of several."""
-    several = len({other.strategy for other in results}) > 1
-    return f"{result.community} ({result.label})" if several else result.community
 
 
 def _mean(results: Sequence[ModelResult], metric: str) -> float:

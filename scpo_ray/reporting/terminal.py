@@ -1,4 +1,4 @@
-"""The run's headline as a table for the terminal."""
+"""The run's headline as a table for the terminal, readable in 80 columns."""
 
 from collections.abc import Sequence
 
@@ -6,64 +6,77 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from scpo_ray.reporting.numbers import count, percent, percent_interval, points, points_interval
+from scpo_ray.core.accuracy import Estimate
+from scpo_ray.reporting.numbers import NONE, count, percent, points, points_interval
 from scpo_ray.reporting.results import ModelResult
 
-CAPTION = (
-    "Accuracies in %, gains in percentage points with 95% intervals. Kept: of training / test pairs; the global model "
-    "never trains on test pairs here. — : fewer than two annotators (or prompts)."
+SHORT_LABELS = {
+    "filter_weight": "SCPO (F+W)",
+    "filter": "filter (F)",
+    "weight": "weight (W)",
+    "inverse_weight": "inverse W",
+    "none": "full",
+}
+_CAPTION = (
+    "Accuracy in %; in parentheses the gain over the global model in points, below it the 95% interval. Test pairs: in "
+    "parentheses annotators, or prompts where there are none. Kept: % of train/test pairs; the ruler (the global "
+    "model) was trained on none of the test pairs. — : no such pairs, or of fewer than two annotators."
 )
-_COLUMNS = (
-    "Community",
-    "Model",
-    "Test pairs",
-    "Anno-tators",
-    "Kept train/test",
-    "Overall global → trained",
-    "Gain",
-    "Acqui-sition",
-    "Reten-tion",
-    "Majority",
-    "Majority gain",
-)
+_COLUMNS = ("", "Test\npairs", "Kept\ntrain/\ntest", "Overall", "Acqui-\nsition", "Reten-\ntion", "Majority")
 
 
 def headline_table(results: Sequence[ModelResult], *, title: str) -> Table:
-    """One line per trained model. Names are shown as they are, never read as markup."""
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", pad_edge=False)
+    """Per community the global model and every trained one. Names are never read as markup."""
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        caption=Text(_CAPTION),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for number, name in enumerate(_COLUMNS):
-        table.add_column(name.replace("-", ""), justify="left" if number < 2 else "right", overflow="fold")
+        if number == 0:
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for result in results:
-        if previous not in (None, result.community):
-            table.add_section()
-        table.add_row(*(Text(cell) for cell in headline_cells(result, repeats=result.community == previous)))
+        if result.community != previous:
+            if previous is not None:
+                table.add_section()
+            table.add_row(Text(result.community, style="bold"))
+            table.add_row(*map(Text, _global_cells(result)))
+        table.add_row(*map(Text, _trained_cells(result)))
         previous = result.community
     return table
 
 
-def headline_cells(result: ModelResult, *, repeats: bool = False) -> list[str]:
-    """The line's texts, in the order of the columns; `repeats` leaves the community's name out."""
-    overall, gain, majority_gain = result.of("overall"), result.of("overall_gain"), result.of("majority_gain")
-    units = "" if result.cluster_unit == "annotators" else f" {result.cluster_unit}"
+def _global_cells(result: ModelResult) -> list[str]:
+    overall = result.of("overall")
+    size = f"{count(overall.num_pairs)} ({count(overall.num_clusters)})"
+    accuracies = [_bare(result.before(metric)) for metric in ("overall", "acquisition", "retention", "majority")]
+    return ["  global", size, "", *accuracies]
+
+
+def _trained_cells(result: ModelResult) -> list[str]:
+    shares = (None, None) if result.kept is None else (result.kept.train_share, result.kept.test_share)
     return [
-        "" if repeats else result.community,
-        result.label,
-        count(overall.num_pairs),
-        f"{count(overall.num_clusters)}{units}",
-        "—" if result.kept is None else f"{_short(result.kept.train_share)}/{_short(result.kept.test_share)}",
-        f"{_bare(result.before('overall').value)} → {_bare(overall.value)}",
-        f"{points(gain.value)} {points_interval(gain, separator=',')}",
-        f"{_bare(result.of('acquisition').value)} {percent_interval(result.of('acquisition'), separator=',')}",
-        f"{_bare(result.of('retention').value)} {percent_interval(result.of('retention'), separator=',')}",
-        _bare(result.of("majority").value),
-        f"{points(majority_gain.value)} {points_interval(majority_gain, separator=',')}",
+        f"  {SHORT_LABELS.get(result.strategy, result.strategy)}",
+        "",
+        "/".join(NONE if share is None else f"{100 * share:.0f}" for share in shares),
+        _with_gain(result.of("overall"), result.of("overall_gain")),
+        _bare(result.of("acquisition")),
+        _bare(result.of("retention")),
+        _with_gain(result.of("majority"), result.of("majority_gain")),
     ]
 
 
-def _bare(share: float) -> str:
-    return percent(share).removesuffix("%")
+def _with_gain(accuracy: Estimate, gain: Estimate) -> str:
+    return f"{_bare(accuracy)} ({points(gain.value)})\n{points_interval(gain, separator=',')}"
 
 
-def _short(share: float | None) -> str:
-    return "—" if share is None else f"{100 * share:.0f}%"
+def _bare(estimate: Estimate) -> str:
+    return percent(estimate.value).removesuffix("%")

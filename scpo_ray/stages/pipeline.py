@@ -1,26 +1,19 @@
 """All stages of a run in order; what is made already is found, not made again."""
 
+import calendar
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.table import Table
 
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.cli import dump_yaml
 from scpo_ray.config import Config
+from scpo_ray.errors import TrainingError
 from scpo_ray.runtime import console
 from scpo_ray.stages import evaluate, prepare, report, score, select, train, train_global
 from scpo_ray.stages.train_global import check_checkpoint_dir
-
-
-@dataclass
-class PipelineSummary:
-    """What a run did and where its report is."""
-
-    report: str
-    failed: dict[str, str] = field(default_factory=dict)
-    table: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -35,11 +28,12 @@ class StageLine:
     note: str = ""
 
 
-def run(config: Config) -> PipelineSummary:
-    """Prepare, train the global model, score, select, train, evaluate, report; print a summary.
+def run(config: Config) -> str:
+    """Prepare, train the global model, score, select, train, evaluate, report; show a summary, return the report's path.
 
     Raises:
-        ScpoError: a stage cannot go on. A community that fails to train does not raise; it is in the summary.
+        ScpoError: a stage cannot go on.
+        TrainingError: communities failed to train; raised at the very end, when the others are in the report.
     """
     directory = RunDirectory(config.run_dir)
     for section in ("train_global", "train"):
@@ -54,13 +48,17 @@ def run(config: Config) -> PipelineSummary:
     outcome = _train(lines, config)
     for name, reason in outcome.failed.items():
         console.print(f"[bold red]failed[/] {name}: {reason}", highlight=False)
-    _timed(lines, "evaluate", lambda: evaluate.run(config))
+    if outcome.trained:
+        _timed(lines, "evaluate", lambda: evaluate.run(config))
     path = report.run(config, failures=outcome.failed)
-    console.print(report.terminal_table(config))
-    summary = PipelineSummary(str(path), outcome.failed, summary_table(lines))
-    console.print(summary.table)
-    console.print(f"report: {path}", highlight=False)
-    return summary
+    if outcome.trained:
+        console.print(report.terminal_table(config))
+    console.print(summary_table(lines))
+    if outcome.failed:
+        raise TrainingError(
+            f"{', '.join(outcome.failed)}: not trained, for the reasons above; everything else is in {path}"
+        )
+    return str(path)
 
 
 def summary_table(lines: Sequence[StageLine]) -> Table:
@@ -101,8 +99,6 @@ def _timed(lines: list[StageLine], stage: str, make: Callable[[], Manifest]) -> 
 
 
 def _age_s(manifest: Manifest) -> float:
-    import calendar
-
     return time.time() - calendar.timegm(time.strptime(manifest.created, "%Y-%m-%dT%H:%M:%SZ"))
 
 

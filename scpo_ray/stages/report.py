@@ -23,7 +23,7 @@ from scpo_ray.stages.train import communities_to_train, load_trained
 REPORT = "report.html"
 _NO_FAILURES: Mapping[str, str] = MappingProxyType({})
 _NUM_LISTED_ROWS = 20
-_TRAINING_KEYS = ("num_pairs", "num_steps", "num_tokens", "padding_share", "wall_time_s")
+_TRAINING_KEYS = ("num_pairs", "num_steps", "num_tokens", "num_padded_tokens", "wall_time_s")
 
 
 def run(config: Config, failures: Mapping[str, str] = _NO_FAILURES) -> str:
@@ -62,7 +62,6 @@ def gather(config: Config, failures: Mapping[str, str] = _NO_FAILURES) -> Page:
     return Page(
         title=config.report.title,
         strategy=config.select.strategy,
-        strategies=config.select.strategies,
         results=results,
         failures=_missing(config, directory, trained, failures),
         majority=prepared["majority"],
@@ -145,12 +144,18 @@ def _missing(
 def _ruler(config: Config, majority: list[str]) -> str:
     train = config.train_global
     if train.epochs == 0:
-        return "was taken as it is; whether it had seen any of these pairs is not known here"
-    if train.communities is not None:
-        return f"learned here from the training pairs of {', '.join(train.communities)}, never from a test pair"
+        return (
+            "The ruler, the global model, was taken as it is: this run trained it on none of these pairs, training or "
+            "test. What it had seen before is not known here."
+        )
     general = config.prepare.general_preferences.community
-    names = [*majority, *([general] if "general_preferences" in config.prepare.datasets else [])]
-    return f"learned here from the training pairs of {', '.join(names)}, never from a test pair"
+    has_general = "general_preferences" in config.prepare.datasets
+    names = train.communities or [*majority, *([general] if has_general else [])]
+    return (
+        f"The ruler, the global model, learned in this run from the training pairs of {', '.join(names)}, and never "
+        "from a test pair. It agrees more with pairs that it learned from, so the share of test pairs is the one to "
+        "compare."
+    )
 
 
 def _planted(config: Config, directory: RunDirectory) -> list[PlantedRow]:
@@ -161,7 +166,9 @@ def _planted(config: Config, directory: RunDirectory) -> list[PlantedRow]:
     communities = communities_to_train(config, directory)
     rows = []
     for strategy in config.select.strategies:
-        rows += planted_rows(kind_of, _training_decisions(directory, strategy, communities).to_pylist(), strategy=strategy)
+        rows += planted_rows(
+            kind_of, _training_decisions(directory, strategy, communities).to_pylist(), strategy=strategy
+        )
     return rows
 
 
@@ -194,7 +201,7 @@ def _examples(config: Config, directory: RunDirectory) -> dict[str, list[Example
         interactions = dict(zip(pairs["pair_id"].to_pylist(), pairs["interaction_id"].to_pylist(), strict=True))
         chosen = choose_examples(decisions.to_pylist(), number=number, interaction_of=interactions)
         wanted = pa.array([decision["pair_id"] for _, decision in chosen], pa.string())
-        picked[community] = (chosen, pairs.filter(pc.is_in(pairs["pair_id"], wanted)).to_pylist())
+        picked[community] = (chosen, pairs.filter(pc.field("pair_id").isin(wanted)).to_pylist())
     texts = _texts(directory, [pair for _, pairs in picked.values() for pair in pairs])
     found: dict[str, list[Example]] = defaultdict(list)
     for community, (chosen, pairs) in picked.items():
@@ -236,7 +243,7 @@ def _provenance(config: Config, directory: RunDirectory, trained: Mapping[str, M
         created=manifests[-1].created,
         run_dir=config.run_dir,
         seed=config.seed,
-        settings=list(_differences(config.model_dump(mode="json"), Config().model_dump(mode="json"))),
+        settings=list(_differences(config.model_dump(mode="json"), Config.model_validate({}).model_dump(mode="json"))),
         packages=manifests[-1].packages,
         stages=[(manifest.name, _wall_time_s(manifest), manifest.content_hash) for manifest in manifests],
         trainings=[

@@ -1,24 +1,29 @@
-"""Ray Data around the inner scorer: any number of models, each needed response once, whatever survives a kill kept."""
+"""Ray Data around the inner scorer: any number of models, each needed response once, what survives a kill kept.
+
+Every Ray worker process imports this module, those that only read and filter too: the model libraries, seconds to
+import, are imported where a model is used.
+"""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import torch
 
-from scpo_ray import models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config, FormatConfig, ScoreConfig
 from scpo_ray.errors import ConfigError
-from scpo_ray.formatting import Formatter
 from scpo_ray.records import SCORES
 from scpo_ray.score_cache import ScoreCache
-from scpo_ray.scoring import RewardScorer, ScoringCost
+from scpo_ray.scoring_cost import ScoringCost
+
+if TYPE_CHECKING:
+    from scpo_ray.scoring import RewardScorer
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ class ScoringActor:
         format_config: FormatConfig,
         cache_dir: str,
     ) -> None:
+        import torch
+
         threads = score_config.threads_per_scorer or max(1, (os.cpu_count() or 1) // score_config.num_scorers)
         torch.set_num_threads(threads)
         self._folders, self._dropout = folders, dropout
@@ -135,7 +142,9 @@ class ScoringActor:
             costs.append({"model": model, **vars(scores.cost)})
         return pa.Table.from_pylist(costs)
 
-    def _scorer(self, model: str) -> tuple[RewardScorer, ScoreCache]:
+    def _scorer(self, model: str) -> "tuple[RewardScorer, ScoreCache]":
+        from scpo_ray.scoring import RewardScorer
+
         if self._loaded is None or self._loaded[0] != model:
             folder = Path(self._folders[model])
             scorer = RewardScorer(
@@ -156,6 +165,9 @@ def open_cache(
     address: str, folder: Path, format_config: FormatConfig, score_config: ScoreConfig, *, dropout: bool
 ) -> ScoreCache:
     """The cache of a model under a format and a precision."""
+    from scpo_ray import models
+    from scpo_ray.formatting import Formatter
+
     formatter = Formatter(models.load_tokenizer(folder), format_config)
     precision = f"{score_config.precision}{' with dropout' if dropout else ''}"
     return ScoreCache(

@@ -18,11 +18,12 @@ from scpo_ray.artifacts import RunDirectory, content_hash_of
 from scpo_ray.core.schedules import learning_rate, num_optimizer_steps
 from scpo_ray.errors import DataError, TrainingError
 from scpo_ray.formatting import Formatter
-from scpo_ray.model_card import model_card
 from scpo_ray.training import engine as engines
 from scpo_ray.training.batches import Item, PreferenceSet
+from scpo_ray.training.data import load_preferences
+from scpo_ray.training.model_card import model_card
 from scpo_ray.training.step import collate_items, normalizers, part_loss, placeholder_loss
-from scpo_ray.training.task import StartModel, TrainingSummary, TrainingTask, load_preferences
+from scpo_ray.training.task import StartModel, TrainingSummary, TrainingTask
 
 Progress = Callable[[int, int, float], None]
 

@@ -1,0 +1,646 @@
+import math
+import re
+from html import unescape
+from io import StringIO
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from scpo_ray.artifacts import Recipe, RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.core.accuracy import Estimate
+from scpo_ray.errors import ArtifactError
+from scpo_ray.records import ATLAS_PAIR_TRUTH, DECISIONS, PAIRS, REJECTED_ROWS, RESPONSES, table
+from scpo_ray.reporting.examples import choose_examples, planted_rows
+from scpo_ray.reporting.figures import PlotRow, interval_plot
+from scpo_ray.reporting.numbers import duration, percent, percent_interval, points, points_interval
+from scpo_ray.reporting.results import NOTHING, ModelResult, results_from
+from scpo_ray.reporting.summary import headline, leakage_warnings, verdict, warnings
+from scpo_ray.stages import recipes, report
+from scpo_ray.stages.evaluate import METRICS
+
+NAN = math.nan
+SCRIPT = "<script>alert('from the data')</script>"
+UP = (0.022, 0.004, 0.040)
+DOWN = (-0.031, -0.050, -0.012)
+FLAT = (0.003, -0.010, 0.016)
+LONE = (0.1, NAN, NAN)
+
+
+def estimate(
+    value: float, low: float = NAN, high: float = NAN, num_pairs: int = 100, num_clusters: int = 20
+) -> Estimate:
+    return Estimate(value, low, high, num_pairs, num_clusters)
+
+
+def result(community: str, gain, majority=DOWN, *, strategy: str = "filter_weight", **counts) -> ModelResult:
+    trained = {"overall_gain": estimate(*gain, **counts), "majority_gain": estimate(*majority)}
+    return ModelResult(community, strategy, trained, {})
+
+
+def say(*gains, majority=DOWN) -> str:
+    return headline([result(name, gain, majority) for name, gain in zip("ABCDEF", gains, strict=False)], strategy=MAIN)
+
+
+MAIN = "filter_weight"
+
+
+class TestHeadline:
+    def test_mixed(self):
+        assert say(UP, UP, UP, DOWN, FLAT, FLAT) == (
+            "SCPO (filter + weight) raised overall accuracy in 3 of 6 communities beyond what chance in the sample "
+            "explains (interval above zero), lowered it in 1, and for 2 the interval spans zero. "
+            "Averaged over communities, the change is +0.7 points; the largest loss is D's with −3.1. "
+            "On the majority's pairs it lost 3.1 points on average (interval below zero for all 6 models)."
+        )
+
+    def test_all_losses(self):
+        assert say(DOWN, DOWN).startswith(
+            "SCPO (filter + weight) raised overall accuracy in none of 2 communities beyond what chance in the sample "
+            "explains, and lowered it in all 2 (interval below zero). Averaged over communities, the change is −3.1 "
+            "points; the largest loss is A's with −3.1."
+        )
+
+    def test_all_gains(self):
+        assert say(UP, UP, majority=UP) == (
+            "SCPO (filter + weight) raised overall accuracy in all 2 communities beyond what chance in the sample "
+            "explains (interval above zero). Averaged over communities, the change is +2.2 points; the smallest gain "
+            "is A's with +2.2. On the majority's pairs it gained 2.2 points on average (interval below zero for none "
+            "of 2 models)."
+        )
+
+    def test_nothing_but_chance(self):
+        assert say(FLAT, FLAT).startswith(
+            "SCPO (filter + weight) neither raised nor lowered overall accuracy beyond what chance in the sample "
+            "explains in any of 2 communities: every interval spans zero."
+        )
+
+    def test_losses_and_chance(self):
+        assert say(DOWN, FLAT, LONE).startswith(
+            "SCPO (filter + weight) raised overall accuracy in none of 3 communities beyond what chance in the sample "
+            "explains, lowered it in 1 (interval below zero), for 1 the interval spans zero, and for 1 there is no "
+            "interval (test pairs of fewer than two annotators or prompts)."
+        )
+
+    @pytest.mark.parametrize(
+        ("gain", "sentence"),
+        [
+            (
+                UP,
+                "In A, the only community evaluated, SCPO (filter + weight) raised overall accuracy by 2.2 points, "
+                "beyond what chance in the sample explains (interval +0.4 to +4.0).",
+            ),
+            (
+                DOWN,
+                "In A, the only community evaluated, SCPO (filter + weight) lowered overall accuracy by 3.1 points, "
+                "beyond what chance in the sample explains (interval −5.0 to −1.2).",
+            ),
+            (
+                FLAT,
+                "In A, the only community evaluated, SCPO (filter + weight) changed overall accuracy by +0.3 points, "
+                "which chance in the sample may explain (interval −1.0 to +1.6 spans zero).",
+            ),
+            (
+                LONE,
+                "In A, the only community evaluated, SCPO (filter + weight) changed overall accuracy by +10.0 points, "
+                "without an interval: test pairs of fewer than two annotators or prompts.",
+            ),
+        ],
+    )
+    def test_one_community(self, gain, sentence):
+        assert say(gain) == f"{sentence} On the majority's pairs it lost 3.1 points (interval −5.0 to −1.2)."
+
+    def test_no_test_pairs(self):
+        text = headline([result("A", (NAN, NAN, NAN), num_pairs=0, num_clusters=0)], strategy=MAIN)
+        assert text.startswith("A, the only community evaluated, has no test pairs, so its accuracy is not known.")
+
+    def test_no_community(self):
+        assert headline([], strategy=MAIN) == (
+            "No community has a reward model of SCPO (filter + weight) that was evaluated, so this run says nothing "
+            "about gains or losses."
+        )
+
+    def test_a_majority_without_test_pairs_is_not_called_unharmed(self):
+        lost = ModelResult("A", MAIN, {"overall_gain": estimate(*UP)}, {})
+        assert headline([lost], strategy=MAIN).endswith(
+            "There are no test pairs of the majority, so what was forgotten is not known."
+        )
+
+    def test_majority_that_stays(self):
+        assert say(UP, UP, majority=(0.0, -0.01, 0.01)).endswith(
+            "On the majority's pairs it neither gained nor lost (0.0 points) on average (interval below zero for none "
+            "of 2 models)."
+        )
+
+    def test_controls_over_common_communities_only(self):
+        results = [
+            result("A", UP),
+            result("B", DOWN),
+            result("A", (0.05, 0.01, 0.09), UP, strategy="none"),
+            result("A", FLAT, UP, strategy="filter"),
+        ]
+        assert headline(results, strategy=MAIN).endswith(
+            "For A, overall accuracy changed by +2.2 with SCPO (filter + weight), +5.0 with full fine-tuning and +0.3 "
+            "with filter only, the majority's by −3.1, +2.2 and +2.2 points."
+        )
+        both = [*results[:3], result("B", (0.01, 0.0, 0.02), UP, strategy="none")]
+        assert headline(both, strategy=MAIN).endswith(
+            "Averaged over the 2 communities that all strategies have, overall accuracy changed by −0.5 with SCPO "
+            "(filter + weight) and +3.0 with full fine-tuning, the majority's by −3.1 and +2.2 points."
+        )
+
+    def test_a_control_elsewhere_is_not_compared(self):
+        assert "changed by" not in headline([result("A", UP), result("B", UP, strategy="none")], strategy=MAIN)
+
+    def test_another_main_strategy_opens_with_a_capital(self):
+        results = [result(name, UP, strategy="none") for name in "AB"]
+        assert headline(results, strategy="none").startswith("Full fine-tuning raised overall accuracy in all 2")
+
+
+class TestWarnings:
+    def test_every_kind(self):
+        results = [result("A", FLAT), result("B", LONE, num_clusters=1), result("C", UP, num_clusters=7)]
+        assert warnings(results, strategy=MAIN, failures=2, leaks=["Leaks."]) == [
+            "2 models are missing; the reasons are listed below.",
+            "Leaks.",
+            "No interval for B: test pairs of fewer than two annotators or prompts.",
+            "Fewer than 10 clusters behind the intervals of C (7 annotators): with so few, a bootstrap interval is "
+            "narrower than it should be.",
+            "The interval of the overall gain spans zero for A: neither a gain nor a loss is shown there.",
+        ]
+
+    def test_nothing_to_warn_of(self):
+        assert warnings([result("A", UP)], strategy=MAIN, failures=0) == []
+
+    def test_controls_are_left_to_the_tables(self):
+        results = [result("A", UP), result("A", FLAT, strategy="filter"), result("B", FLAT), result("C", FLAT)]
+        assert warnings(results, strategy=MAIN, failures=1) == [
+            "1 model is missing; the reasons are listed below.",
+            "The interval of the overall gain spans zero for B and C: neither a gain nor a loss is shown there.",
+        ]
+
+    def test_leakage_that_the_split_should_have_prevented(self):
+        leakage = {
+            "test": {"annotator_in_train": 0.0002, "prompt_group_in_train": 1.0, "both_responses_in_train": 0.25}
+        }
+        assert leakage_warnings(leakage, split_by="auto") == [
+            "Less than 0.1% of the test pairs are by annotators who also occur in training.",
+            "In 25.0% of the test pairs both responses also occur in training pairs: these test new raters, not new "
+            "texts.",
+        ]
+        assert leakage_warnings(leakage, split_by="prompt")[0] == (
+            "100.0% of the test pairs have a prompt that also occurs in training."
+        )
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((0.001, 0.1), "above"),
+        ((0.0, 0.1), "spans"),
+        ((-0.1, 0.0), "spans"),
+        ((-0.1, -0.001), "below"),
+        ((NAN, NAN), "none"),
+    ],
+)
+def test_an_interval_that_touches_zero_spans_it(bounds, expected):
+    assert verdict(estimate(0.0, *bounds)) == expected
+
+
+def test_numbers_as_text():
+    assert [points(value) for value in (0.022, -0.041, 0.0, -0.0004, NAN)] == ["+2.2", "−4.1", "0.0", "−0.0", "—"]
+    assert [percent(value) for value in (0.614, None, NAN)] == ["61.4%", "—", "—"]
+    assert points_interval(estimate(*DOWN)) == "[−5.0, −1.2]"
+    assert percent_interval(estimate(0.6, 0.55, 0.65)) == "[55.0, 65.0]"
+    assert points_interval(estimate(*LONE)) == "—"
+    assert [duration(seconds) for seconds in (2.17, 93.4, 7260, None)] == ["2.2 s", "1 min 33 s", "2 h 1 min", "—"]
+
+
+class TestFigure:
+    def test_dots_are_filled_only_where_zero_is_left_out(self):
+        rows = [PlotRow(name, (estimate(*gain),)) for name, gain in (("a", UP), ("b", FLAT), ("c", LONE), ("d", DOWN))]
+        svg = interval_plot(rows, panels=("Gain",), scale="gain", description="Gains")
+        assert re.findall(r'class="(dot|hollow)"', svg) == ["dot", "hollow", "hollow", "dot"]
+        assert svg.count('class="interval"') == 3
+        assert svg.count('class="zero"') == 1
+
+    def test_positions_follow_the_scale(self):
+        rows = [PlotRow("a", (estimate(0.25, 0.0, 1.0),))]
+        svg = interval_plot(rows, panels=("Acquisition",), scale="accuracy", description="")
+        left, right = map(float, re.findall(r'x1="([\d.]+)" x2="([\d.]+)" y1="\S+" y2="\S+" class="interval"', svg)[0])
+        dot = float(re.findall(r'cx="([\d.]+)"', svg)[0])
+        assert dot == pytest.approx(left + 0.25 * (right - left), abs=0.11)
+
+    def test_names_are_escaped_and_nothing_breaks_without_values(self):
+        svg = interval_plot([PlotRow(SCRIPT, (NOTHING,))], panels=("Gain",), scale="gain", description=SCRIPT)
+        assert "<script" not in svg
+        assert "—" in svg
+
+    @pytest.mark.parametrize("gains", [[DOWN], [UP], [(0.0, 0.0, 0.0)], []])
+    def test_any_domain(self, gains):
+        rows = [PlotRow("a", (estimate(*gain),)) for gain in gains]
+        svg = interval_plot(rows, panels=("Gain",), scale="gain", description="")
+        numbers = [float(number) for number in re.findall(r'c?x\d?="(-?[\d.]+)"', svg)]
+        assert all(0 <= number <= 960 for number in numbers)
+
+
+def test_results_are_ordered_by_the_main_strategys_gain():
+    def row(model: str, community: str, value: float) -> dict:
+        entry = {"community": community, "model": model, "metric": "overall_gain", "value": value}
+        return entry | {"low": NAN, "high": NAN, "num_pairs": 1, "num_clusters": 1}
+
+    rows = [row(f"{strategy}/{name}", name, gain) for strategy, sign in (("none", -1), ("filter", 1))
+            for name, gain in (("x/y", NAN), ("a", -0.1 * sign), ("b", 0.1 * sign))]  # fmt: skip
+    found = results_from(rows, strategies=("filter", "none"), kept={}, cluster_units={})
+    assert [(entry.community, entry.strategy) for entry in found] == [
+        (community, strategy) for community in ("b", "a", "x/y") for strategy in ("filter", "none")
+    ]
+
+
+LEDGER = [
+    {"pair_id": f"p{number}", "agreement": agreement, "kept": agreement < 0.7, "weight": weight}
+    for number, (agreement, weight) in enumerate([(0.1, 0.2), (0.3, 0.6), (0.65, 1), (0.55, 1), (0.72, 0), (0.9, 0)])
+]
+INTERACTIONS = {f"p{number}": f"i{number}" for number in range(6)}
+
+
+class TestExamples:
+    def test_reasons_take_turns(self):
+        chosen = choose_examples(LEDGER, number=4, interaction_of=INTERACTIONS)
+        assert [(why.split(";")[0].split(",")[0], row["pair_id"]) for why, row in chosen] == [
+            ("Kept", "p0"),
+            ("Kept", "p1"),
+            ("Kept", "p2"),
+            ("Dropped", "p4"),
+        ]
+
+    def test_one_pair_per_interaction_and_never_twice(self):
+        same = dict.fromkeys(INTERACTIONS, "i")
+        assert [row["pair_id"] for _, row in choose_examples(LEDGER, number=9, interaction_of=same)] == ["p0"]
+        everything = choose_examples(LEDGER, number=9, interaction_of=INTERACTIONS)
+        assert sorted(row["pair_id"] for _, row in everything) == sorted(INTERACTIONS)
+
+    def test_planted_kinds(self):
+        kinds = {"p0": "noise", "p1": "culture", "p2": "culture", "p4": "agreement", "p5": "agreement"}
+        noise = planted_rows(kinds, LEDGER, strategy="filter_weight")
+        assert [(row.kind, row.num_pairs, row.kept_share, row.mean_weight) for row in noise] == [
+            ("agreement", 2, 0.0, None),
+            ("culture", 2, 1.0, 0.8),
+            ("noise", 1, 1.0, 0.2),
+        ]
+        assert noise[1].weight_share == pytest.approx(1.6 / 2.8)
+
+
+CALDER = "Calder <Isles>"
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return Config.model_validate(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "format": {"max_tokens": 64},
+            "select": {"controls": ["none"]},
+            "report": {"title": f"A & B {SCRIPT}"},
+        }
+    )
+
+
+@pytest.fixture
+def run_directory(config) -> RunDirectory:
+    directory = RunDirectory(config.run_dir)
+    _write_prepared(config, directory)
+    _write(recipes.global_model(config, directory), directory, statistics={"wall_time_s": 93.4})
+    _write(recipes.scores(config, directory), directory)
+    _write_decisions(config, directory)
+    trained = {}
+    for strategy, community in ((MAIN, "Brevia"), (MAIN, CALDER), ("none", "Brevia")):
+        recipe = recipes.reward_model(config, directory, strategy, community)
+        counts = {
+            "num_pairs": 2,
+            "num_steps": 51,
+            "num_tokens": 102036,
+            "num_padded_tokens": 105627,
+            "wall_time_s": 2.17,
+        }
+        _write(recipe, directory, statistics=counts)
+        trained[f"{strategy}/{community}"] = directory.require(recipe.name, job="train")
+    _write(
+        recipes.evaluation(config, directory, trained),
+        directory,
+        tables={"metrics.parquet": pa.Table.from_pylist(_metrics(), schema=METRICS)},
+    )
+    return directory
+
+
+def _write(recipe: Recipe, directory: RunDirectory, *, tables=None, statistics=None) -> None:
+    with recipe.making(directory) as draft:
+        for name, content in (tables or {}).items():
+            draft.write_table(name, content)
+        draft.write_json("marker.json", recipe.name)
+        draft.statistics |= statistics or {}
+
+
+def _write_prepared(config: Config, directory: RunDirectory) -> None:
+    texts = [("r1", SCRIPT), ("r2", "a plain answer")]
+    context = [{"role": "user", "content": "Where is <b>north</b>?"}]
+    _write(
+        recipes.prepared(config),
+        directory,
+        tables={
+            "responses.parquet": table(
+                ({"response_id": name, "context": context, "response": text} for name, text in texts), RESPONSES
+            ),
+            "pairs.parquet": table(_pairs(), PAIRS),
+            "pair_truth.parquet": table(
+                ({"pair_id": "b1", "kind": "culture"}, {"pair_id": "b2", "kind": "noise"}), ATLAS_PAIR_TRUTH
+            ),
+            "rejected_rows.parquet": table(
+                [{"source": "files", "file": "x.jsonl", "line": 7, "reason": "no chosen", "value": SCRIPT}],
+                REJECTED_ROWS,
+            ),
+            "suspicious_rows.parquet": table([], REJECTED_ROWS),
+        },
+        statistics={
+            "majority": ["Atlas"],
+            "communities": {
+                "Atlas": {"train": 4000, "validation": 500, "test": 1000},
+                "Brevia": {"train": 3, "validation": 0, "test": 2},
+                CALDER: {"train": 1, "validation": 0, "test": 1},
+            },
+            "sources": {
+                "files": {
+                    "rows_read": 12,
+                    "rows_used": 11,
+                    "rejected": {"no chosen": 1},
+                    "excluded": {"ties (pairs)": 310},
+                    "suspicious": 0,
+                    "responses_mentioned": 22,
+                    "merged_duplicates": 2,
+                    "responses": 20,
+                }
+            },
+            "leakage": {
+                split: {
+                    "annotator_in_train": 0.0,
+                    "prompt_in_train": 1.0,
+                    "prompt_group_in_train": 1.0,
+                    "both_responses_in_train": 0.125,
+                }
+                for split in ("validation", "test")
+            },
+        },
+    )
+
+
+def _pairs() -> list[dict]:
+    rows = [("b1", "Brevia", "train"), ("b2", "Brevia", "train"), ("b3", "Brevia", "train"), ("b4", "Brevia", "test")]
+    return [
+        {
+            "pair_id": name,
+            "interaction_id": f"i-{name}",
+            "community": community,
+            "annotator_id": None if community == CALDER else f"annotator-{name}",
+            "chosen_id": "r1",
+            "rejected_id": "r2",
+            "score_chosen": 81.0,
+            "score_rejected": 12.0,
+            "split": split,
+        }
+        for name, community, split in (*rows, ("c1", CALDER, "train"), ("c2", CALDER, "test"))
+    ]
+
+
+def _write_decisions(config: Config, directory: RunDirectory) -> None:
+    agreements = {"b1": 0.1, "b2": 0.6, "b3": 0.75, "b4": 0.4, "c1": 0.2, "c2": 0.3}
+    weights = {"b1": 0.2, "b2": 1.0, "b3": 0.0, "b4": 0.8, "c1": 0.4, "c2": 0.6}
+    for strategy in config.select.strategies:
+        rows = [
+            {
+                "pair_id": pair["pair_id"],
+                "community": pair["community"],
+                "split": pair["split"],
+                "global_reward_chosen": -1.5,
+                "global_reward_rejected": 0.25,
+                "agreement": agreements[pair["pair_id"]],
+                "kept": strategy == "none" or agreements[pair["pair_id"]] < 0.7,
+                "weight": 1.0 if strategy == "none" else weights[pair["pair_id"]],
+            }
+            for pair in _pairs()
+        ]
+        share = {"num_kept": 2, "kept_share": {"train": 0.6667, "test": 1.0}, "effective_sample_size": 1.4}
+        none = {"num_kept": 0, "kept_share": {"train": None, "test": None}, "effective_sample_size": 0.0}
+        names = ("Brevia", CALDER)
+        _write(
+            recipes.decisions(config, directory, strategy),
+            directory,
+            tables={"decisions.parquet": table(rows, DECISIONS)},
+            statistics={
+                "communities": {"Brevia": share, CALDER: none},
+                "content_hashes": {name: f"{strategy}-{name}" for name in names},
+            },
+        )
+
+
+def _metrics() -> list[dict]:
+    def rows(community: str, model: str, **estimates) -> list[dict]:
+        keys = ("value", "low", "high", "num_pairs", "num_clusters")
+        return [
+            {"community": community, "model": model, "metric": metric, **dict(zip(keys, values, strict=True))}
+            for metric, values in estimates.items()
+        ]
+
+    return [
+        *rows("Brevia", "global", overall=(0.612, 0.58, 0.64, 474, 22), majority=(0.771, 0.76, 0.78, 1000, 40)),
+        *rows(CALDER, "global", overall=(0.5, NAN, NAN, 6, 1), majority=(0.771, 0.76, 0.78, 1000, 40)),
+        *rows(
+            "Brevia",
+            "filter_weight/Brevia",
+            overall=(0.634, 0.60, 0.67, 474, 22),
+            overall_gain=(*UP, 474, 22),
+            acquisition=(0.253, 0.2, 0.3, 184, 22),
+            retention=(0.875, 0.85, 0.9, 290, 22),
+            majority=(0.74, 0.72, 0.76, 1000, 40),
+            majority_gain=(*DOWN, 1000, 40),
+        ),
+        *rows(
+            "Brevia",
+            "none/Brevia",
+            overall=(0.615, 0.58, 0.65, 474, 22),
+            overall_gain=(*FLAT, 474, 22),
+            acquisition=(0.303, 0.25, 0.35, 184, 22),
+            retention=(0.813, 0.79, 0.83, 290, 22),
+            majority=(0.6, 0.58, 0.62, 1000, 40),
+            majority_gain=(-0.171, -0.19, -0.15, 1000, 40),
+        ),
+        *rows(
+            CALDER,
+            "filter_weight/" + CALDER,
+            overall=(0.333, NAN, NAN, 6, 1),
+            overall_gain=(-0.166, NAN, NAN, 6, 1),
+            acquisition=(NAN, NAN, NAN, 0, 0),
+            retention=(0.5, NAN, NAN, 4, 1),
+            majority=(0.74, 0.72, 0.76, 1000, 40),
+            majority_gain=(*DOWN, 1000, 40),
+        ),
+    ]
+
+
+def page_of(config: Config, failures=None) -> str:
+    path = report.run(config, failures or {})
+    assert path == f"{config.run_dir}/report.html"
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def cells(html: str, start: str) -> list[list[str]]:
+    """The body of the first table after `start`, as texts."""
+    body = html[html.index(start) :].split("<tbody>", 1)[1].split("</tbody>", 1)[0]
+    return [
+        [
+            " ".join(unescape(re.sub(r"<[^>]+>", " ", cell)).split())
+            for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row)
+        ]
+        for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.S)
+    ]
+
+
+@pytest.mark.usefixtures("run_directory")
+class TestPage:
+    def test_texts_from_data_are_shown_and_never_run(self, config):
+        html = page_of(config, {f"none/{CALDER}": SCRIPT})
+        assert "<script" not in html
+        assert html.count("&lt;script&gt;alert(") >= 4  # title, failure, rejected row, response
+        assert "Where is &lt;b&gt;north&lt;/b&gt;?" in html
+        assert "Calder &lt;Isles&gt;" in html
+        assert "Calder <Isles>" not in html
+
+    def test_nothing_is_loaded_from_elsewhere(self, config):
+        html = page_of(config)
+        assert "default-src 'none'" in html
+        assert not re.search(r"(src|href|url)\s*[=(]", html.replace("default-src", ""))
+
+    def test_headline_numbers(self, config):
+        assert cells(page_of(config), "<h2>Gains and losses") == [
+            ["Brevia", "SCPO (filter + weight)", "474", "22", "61.2%", "63.4%", "+2.2 [+0.4, +4.0]", "above zero",
+             "74.0%", "−3.1 [−5.0, −1.2]"],
+            ["", "full fine-tuning", "474", "22", "61.2%", "61.5%", "+0.3 [−1.0, +1.6]", "spans zero",
+             "60.0%", "−17.1 [−19.0, −15.0]"],
+            ["Calder <Isles>", "SCPO (filter + weight)", "6", "1 prompts", "50.0%", "33.3%", "−16.6 —", "no interval",
+             "74.0%", "−3.1 [−5.0, −1.2]"],
+        ]  # fmt: skip
+
+    def test_the_global_models_majority_accuracy_is_said_once(self, config):
+        assert page_of(config).count("The global model itself gets 77.1% of the majority's 1,000 pairs right.") == 1
+
+    def test_acquisition_and_retention(self, config):
+        assert cells(page_of(config), "<h2>Acquisition and retention") == [
+            ["Brevia", "SCPO (filter + weight)", "25.3% [20.0, 30.0]", "184", "87.5% [85.0, 90.0]", "290"],
+            ["", "full fine-tuning", "30.3% [25.0, 35.0]", "184", "81.3% [79.0, 83.0]", "290"],
+            ["Calder <Isles>", "SCPO (filter + weight)", "— —", "0", "50.0% —", "4"],
+        ]
+
+    def test_summary_and_warnings(self, config):
+        html = unescape(page_of(config))
+        assert (
+            "SCPO (filter + weight) raised overall accuracy in 1 of 2 communities beyond what chance in the sample "
+            "explains (interval above zero), and for 1 there is no interval (test pairs of fewer than two annotators "
+            "or prompts)."
+        ) in html
+        assert (
+            "Averaged over communities, the change is −7.2 points; the largest loss is Calder <Isles>'s with −16.6."
+            in html
+        )
+        assert "<p>1 model is missing; the reasons are listed below.</p>" in html
+        assert "<p>In 12.5% of the test pairs both responses also occur in training pairs" in html
+
+    def test_missing_models_carry_the_reason_or_the_remedy(self, config):
+        given = page_of(config, {f"none/{CALDER}": "0 training pairs left"})
+        assert cells(given, "<h2>Missing models") == [[CALDER, "full fine-tuning", "0 training pairs left"]]
+        assert "jobs/train.py" in cells(page_of(config), "<h2>Missing models")[0][2]
+
+    def test_selection_splits_and_planted_kinds(self, config):
+        html = page_of(config)
+        assert "learned in this run from the training pairs of Atlas, and never from a test pair" in html
+        assert cells(html, "<h2>Selection")[0] == ["Brevia", "SCPO (filter + weight)", "66.7%", "100.0%", "2", "1"]
+        assert cells(html, "<h2>Selection")[2] == [CALDER, "SCPO (filter + weight)", "—", "—", "0", "0"]
+        assert cells(html, "<h3>Pairs per split")[0] == ["Atlas majority", "4,000", "500", "1,000"]
+        assert cells(html, "<h3>What became of the planted pairs") == [
+            ["SCPO (filter + weight)", "culture", "1", "100.0%", "0.200", "12.5%"],
+            ["", "noise", "1", "100.0%", "1.000", "62.5%"],
+            ["full fine-tuning", "culture", "1", "100.0%", "1.000", "25.0%"],
+            ["", "noise", "1", "100.0%", "1.000", "25.0%"],
+        ]
+
+    def test_every_row_is_accounted_for(self, config):
+        html = page_of(config)
+        assert cells(html, "<h3>Every source row") == [["files", "12", "11", "1", "0", "22", "2", "20", "yes"]]
+        assert "files. Rejected: 1 × no chosen. Left out by design: 310 × ties (pairs)." in html
+        assert cells(html, "<h3>Rejected rows") == [["files", "x.jsonl:7", "no chosen", SCRIPT]]
+        assert "<h3>Suspicious rows" not in html
+        assert cells(html, "<h3>Leakage")[1] == ["test", "0.0%", "100.0%", "100.0%", "12.5%"]
+
+    def test_examples_show_decision_and_planted_kind(self, config):
+        html = unescape(page_of(config))
+        assert "Brevia: 3 pairs" in html
+        assert "<strong>Kept; the global model disagrees most</strong> · planted: culture" in html
+        assert "<strong>Dropped, just above the threshold</strong></p>" in html
+        assert (
+            "agreement 0.100 · weight 0.200 · global reward −1.50 chosen, 0.25 rejected · annotator's score 81 against "
+            "12" in html
+        )
+        without = config.model_copy(update={"report": config.report.model_copy(update={"num_example_pairs": 0})})
+        assert "<h2>Example pairs" not in page_of(without)
+
+    def test_provenance(self, config):
+        html = page_of(config)
+        assert ["format.max_tokens", "64", "512"] in cells(html, "<h3>Settings that differ")
+        assert ["select.controls", '["none"]', "[]"] in cells(html, "<h3>Settings that differ")
+        assert [row[:2] for row in cells(html, "<h3>Artifacts")][1] == ["global_model", "1 min 33 s"]
+        assert cells(html, "<h3>Reward models")[0][:6] == [f"{MAIN}/Brevia", "2", "51", "102,036", "3.4%", "2.2 s"]
+        assert "pyarrow " in html
+
+    def test_same_run_same_bytes(self, config):
+        assert page_of(config) == page_of(config)
+
+    def test_terminal_table(self, config):
+        output = StringIO()
+        Console(file=output, width=80).print(report.terminal_table(config))
+        lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
+        start = lines.index("Brevia")
+        assert lines[start + 1 : start + 6] == [
+            "global 474 (22) 61.2 — — 77.1",
+            "SCPO (F+W) 67/100 63.4 (+2.2) 25.3 87.5 74.0 (−3.1)",
+            "[+0.4,+4.0] [−5.0,−1.2]",
+            "full 67/100 61.5 (+0.3) 30.3 81.3 60.0 (−17.1)",
+            "[−1.0,+1.6] [−19.0,−15.0]",
+        ]
+        start = lines.index("Calder <Isles>")
+        assert lines[start + 1 : start + 4] == [
+            "global 6 (1) 50.0 — — 77.1",
+            "SCPO (F+W) —/— 33.3 (−16.6) — 50.0 74.0 (−3.1)",
+            "— [−5.0,−1.2]",
+        ]
+        assert "was trained on none of the test pairs" in " ".join(lines)
+
+
+def test_a_run_in_which_everything_failed_still_reports(config):
+    directory = RunDirectory(config.run_dir)
+    _write_prepared(config, directory)
+    _write(recipes.global_model(config, directory), directory)
+    _write(recipes.scores(config, directory), directory)
+    _write_decisions(config, directory)
+    failures = {f"{strategy}/{name}": "too few" for strategy in config.select.strategies for name in ("Brevia", CALDER)}
+    html = page_of(config, failures)
+    assert "4 models are missing; the reasons are listed below." in html
+    assert "so this run says nothing about gains or losses." in html
+    assert "<h2>Gains and losses" not in html
+    with pytest.raises(ArtifactError, match=r"evaluation: no such artifact; run jobs/evaluate.py first"):
+        report.run(config)
+
+
+def test_another_configs_evaluation_is_refused(config, run_directory):
+    other = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"num_resamples": 100})})
+    with pytest.raises(ArtifactError, match=r"evaluate.num_resamples = 2000, this config has 100"):
+        report.run(other)

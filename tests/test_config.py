@@ -1,0 +1,80 @@
+"""What the models themselves promise: immutable, closed, checked, and light to import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from scpo_ray.config import Config, PrepareConfig, SelectConfig
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def _sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+    below = [field.annotation for field in model.model_fields.values()]
+    nested = [kind for kind in below if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return [model, *(section for kind in nested for section in _sections(kind))]
+
+
+def test_every_section_is_frozen_closed_and_described():
+    sections = _sections(Config)
+    assert len(sections) > 10
+    for section in sections:
+        assert section.model_config.get("frozen") is True, section
+        assert section.model_config.get("extra") == "forbid", section
+        assert section.__doc__, section
+
+
+def test_config_cannot_be_changed():
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.select.agreement_threshold = 0.6  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("values", [{"sed": 1}, {"select": {"tau": 0.7}}, {"train": {"lora": {"r": 8}}}])
+def test_unknown_keys_are_refused_at_every_depth(values):
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Config.model_validate(values)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.1, 1.7])
+def test_agreement_threshold_is_an_open_interval(threshold):
+    with pytest.raises(ValidationError):
+        SelectConfig(agreement_threshold=threshold)
+
+
+def test_published_thresholds_are_the_defaults():
+    select = SelectConfig()
+    assert (select.strategy, select.agreement_threshold, select.weight_temperature) == ("filter_weight", 0.7, 1.1)
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.9, 0.2)])
+def test_splits_must_leave_training_pairs(fractions):
+    validation, test = fractions
+    with pytest.raises(ValidationError, match=f"validation_fraction {validation} .* lower one of them"):
+        PrepareConfig(validation_fraction=validation, test_fraction=test)
+
+
+@pytest.mark.parametrize(
+    "values", [{"controls": ["filter_weight"]}, {"strategy": "none", "controls": ["none"]}, {"controls": ["none"] * 2}]
+)
+def test_controls_repeat_no_strategy(values):
+    with pytest.raises(ValidationError, match="repeat a strategy"):
+        SelectConfig.model_validate(values)
+
+
+def test_strategies_start_with_the_main_one():
+    assert SelectConfig(strategy="filter", controls=("none", "weight")).strategies == ("filter", "none", "weight")
+
+
+def test_config_imports_nothing_heavy():
+    code = (
+        "import sys, scpo_ray.config; "
+        "print(*{'torch', 'ray', 'pyarrow', 'numpy', 'transformers', 'deepspeed', 'vllm'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
