@@ -81,7 +81,7 @@ class RunDirectory:
                 text = stream.read()
         try:
             manifest = Manifest(**json.loads(text))
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:  # not JSON, not UTF-8, or not these fields
             raise ArtifactError(
                 f"{self.path(name)}/{MANIFEST}: not a manifest ({error}); delete the folder and rerun"
             ) from None

@@ -54,7 +54,7 @@ def resolve(address: str) -> Path:
     """
     if address.startswith("package:"):
         package, _, inside = address.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise ModelError(f"{address}: no installed package {package!r}; pip install it")
         folder = Path(spec.submodule_search_locations[0]) / inside

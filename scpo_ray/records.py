@@ -13,6 +13,7 @@ from typing import TypedDict
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+_NOT_PLAIN = re.compile(r"(^|-)[0-9a-f]{8}$|^(con|prn|aux|nul|com[0-9]|lpt[0-9])$")
 
 
 class Message(TypedDict):
@@ -127,13 +128,13 @@ def table(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:
 
 
 def safe_name(name: str) -> str:
-    """A folder name for any community name: readable, portable, unique, never a path.
+    """A folder name for any community name: readable, portable, unique (also where case does not count), never a path.
 
-    Plain names of letters, digits, `-` and `_` stay as they are (spaces become `_`, and then a hash keeps
-    "New Zealand" and "New_Zealand" apart); everything else gets a hash of the full name as well.
+    Names of lower-case letters, digits and single `-` stay as they are, unless Windows reserves them or they end like
+    a hash. All others become that, and a hash of the full name keeps "New Zealand" and "New_Zealand" apart.
     """
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    slug = re.sub(r"[^a-z0-9]+", "-", ascii_name.lower()).strip("-")[:40]
-    if slug == name:
+    slug = re.sub(r"[^a-z0-9]+", "-", ascii_name.lower()).strip("-")[:40].strip("-")
+    if name and slug == name and not _NOT_PLAIN.search(name):
         return slug
     return "-".join(part for part in (slug, content_id(name)[:8]) if part)

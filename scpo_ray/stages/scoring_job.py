@@ -126,6 +126,7 @@ class ScoringActor:
         self._loaded: tuple[str, RewardScorer, ScoreCache] | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """Score a window of (model, response); one row of costs per model in it."""
         costs = []
         for model in pc.unique(batch["model"]).to_pylist():
             window = batch.filter(pc.equal(batch["model"], model))

@@ -36,7 +36,7 @@ def run(config: Config) -> TrainOutcome:
 
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.train.checkpoint_dir, "train")
-    tasks, outcome = _plan(config, directory)
+    tasks, outcome = plan(config, directory)
     if tasks:
         connect()
         with progress_bar("train", unit="steps") as bar:
@@ -91,7 +91,7 @@ def show_progress(bar: Bar, state: TaskState) -> None:
         bar.update(step, num_steps, name=name, note=f"loss {loss:.3f}")
 
 
-def _plan(config: Config, directory: RunDirectory) -> tuple[list[TrainingTask], TrainOutcome]:
+def plan(config: Config, directory: RunDirectory) -> tuple[list[TrainingTask], TrainOutcome]:
     """Tasks for what is missing; communities with too few kept pairs fail here, before any worker starts."""
     tasks: list[TrainingTask] = []
     outcome = TrainOutcome()

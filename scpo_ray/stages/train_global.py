@@ -27,6 +27,27 @@ def run(config: Config) -> Manifest:
         return made
     if config.train_global.epochs == 0:
         return _take_as_it_is(config, directory, recipe)
+    task = plan(config, directory)
+    connect()
+    with progress_bar("train_global", unit="steps") as bar:
+        state = run_tasks([task], config.train_global, on_progress=lambda state: show_progress(bar, state))
+    directory.remove(_INITIAL)
+    for reason in state.failed.values():
+        raise TrainingError(reason)
+    return directory.require(recipe.name, job="train_global")
+
+
+_INITIAL = "checkpoints/initial_model"
+
+
+def plan(config: Config, directory: RunDirectory) -> TrainingTask:
+    """The training of the global model on its communities' training pairs.
+
+    Raises:
+        ConfigError: a configured community does not occur.
+        DataError: the communities have no training pairs.
+        ModelError: the start model cannot be used.
+    """
     communities = _communities(config, directory)
     size = len(
         directory.read_table(
@@ -37,8 +58,8 @@ def run(config: Config) -> Manifest:
     )
     if not size:
         raise DataError(f"train_global.communities: {', '.join(communities)} have no training pairs; name others")
-    task = TrainingTask(
-        recipe=recipe,
+    return TrainingTask(
+        recipe=recipes.global_model(config, directory),
         run_address=directory.absolute_address,
         start=_start_model(config, directory),
         communities=tuple(communities),
@@ -54,16 +75,6 @@ def run(config: Config) -> Manifest:
             "data": list(config.prepare.datasets),
         },
     )
-    connect()
-    with progress_bar("train_global", unit="steps") as bar:
-        state = run_tasks([task], config.train_global, on_progress=lambda state: show_progress(bar, state))
-    directory.remove(_INITIAL)
-    for reason in state.failed.values():
-        raise TrainingError(reason)
-    return directory.require(recipe.name, job="train_global")
-
-
-_INITIAL = "checkpoints/initial_model"
 
 
 def check_checkpoint_dir(run_dir: str, checkpoint_dir: str | None, section: str) -> None:

@@ -78,7 +78,7 @@ def gather_state(engine: DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
                 state[name] = parameter.detach().cpu().clone()
     if dist.get_rank() != 0:
         return None
-    persistent = {name for name in module.state_dict()}
+    persistent = set(module.state_dict())
     return state | {
         name: buffer.detach().cpu().clone() for name, buffer in module.named_buffers() if name in persistent
     }

@@ -1,0 +1,67 @@
+"""One Ray cluster for the whole session, and the small things that many tests start from."""
+
+from pathlib import Path
+
+import pytest
+
+from scpo_ray import models
+from scpo_ray.config import Config, ModelConfig
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """Two CPUs, as on a laptop; shared, because starting one takes seconds."""
+    import ray
+
+    from scpo_ray.runtime import connect
+
+    connect()
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_model(tmp_path_factory) -> Path:
+    """A random two-layer reward model with a word tokenizer, on disk."""
+    folder = tmp_path_factory.mktemp("tiny_reward_model")
+    words = [
+        "what do you think of the new harbour , honestly ? i like it a lot because there is more room for all boats ."
+    ]
+    made = models.make(ModelConfig(vocab_size=200), texts=words, max_tokens=512, seed=7)
+    models.save(made.model, made.tokenizer, folder)
+    return folder
+
+
+TINY = {
+    "prepare": {
+        "atlas": {
+            "num_prompts": 40,
+            "majority_annotators": 24,
+            "minority_annotators": 10,
+            "num_minorities": 2,
+            "interactions_per_annotator": 6,
+        }
+    },
+    "format": {"max_tokens": 96},
+    "train_global": {"epochs": 2, "learning_rate": 2e-3, "pad_to_multiple": 8},
+    "train": {"epochs": 1, "learning_rate": 1e-3, "pad_to_multiple": 8},
+    "evaluate": {"num_resamples": 200},
+}
+"""A world and budgets small enough for a test of a stage; too small for claims about the method."""
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    """Makes a small atlas config: `tiny_config(select={"agreement_threshold": 0.6})`; sections are merged over TINY."""
+
+    def make(**sections: object) -> Config:
+        merged = {
+            key: {**TINY.get(key, {}), **sections.get(key, {})} for key in {*TINY, *sections} if key not in _SCALARS
+        }
+        scalars = {key: value for key, value in sections.items() if key in _SCALARS}
+        return Config(**{"run_dir": str(tmp_path / "runs" / "run"), **merged, **scalars})
+
+    return make
+
+
+_SCALARS = ("run_dir", "seed", "rebuild")

@@ -1,0 +1,74 @@
+"""Which sequences share a forward pass."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scpo_ray.core.batching import micro_batches, padding_share, round_up, token_budget_batches
+
+lengths = st.lists(st.integers(1, 60), max_size=80)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, st.integers(1, 200))
+def test_every_index_once_and_within_the_budget(lengths, budget):
+    batches = token_budget_batches(lengths, tokens_per_batch=budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = len(batch) * max(lengths[index] for index in batch)
+        assert padded <= budget or len(batch) == 1
+    in_order = [lengths[index] for batch in batches for index in batch]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths.filter(bool), st.integers(60, 200))
+def test_no_batch_could_have_taken_one_more(lengths, budget):
+    batches = token_budget_batches(lengths, tokens_per_batch=budget)
+    for batch in batches[:-1]:
+        assert (len(batch) + 1) * lengths[batch[0]] > budget
+
+
+def test_token_budget_batches_by_hand():
+    assert token_budget_batches([3, 9, 4, 4, 1], tokens_per_batch=9) == [[1], [2, 3], [0, 4]]
+    assert token_budget_batches([50, 2], tokens_per_batch=10) == [[0], [1]]
+    assert token_budget_batches([], tokens_per_batch=10) == []
+
+
+def test_padding_is_small_on_realistic_lengths():
+    drawn = np.clip(np.random.default_rng(0).lognormal(4.5, 0.8, 4096), 4, 512).astype(int).tolist()
+    batches = token_budget_batches(drawn, tokens_per_batch=8192)
+    padded = sum(len(batch) * max(drawn[index] for index in batch) for batch in batches)
+    assert 0 < padding_share(num_tokens=sum(drawn), num_padded_tokens=padded) < 0.05
+
+
+@pytest.mark.parametrize(("lengths", "budget"), [([3, 0], 8), ([3], 0), ([], 0), ([-1], 4)])
+def test_lengths_and_budget_must_be_positive(lengths, budget):
+    with pytest.raises(ValueError, match="must be positive"):
+        token_budget_batches(lengths, tokens_per_batch=budget)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths, st.integers(1, 12))
+def test_micro_batches_cover_evenly_in_order_of_length(lengths, num_parts):
+    parts = micro_batches(lengths, num_parts=num_parts)
+    assert len(parts) == num_parts
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    flat = [index for part in parts for index in part]
+    assert sorted(flat) == list(range(len(lengths)))
+    assert [lengths[index] for index in flat] == sorted(lengths, reverse=True)
+
+
+def test_micro_batches_by_hand():
+    assert micro_batches([5, 1, 9, 9, 2], num_parts=2) == [[2, 3, 0], [4, 1]]
+    assert micro_batches([5], num_parts=3) == [[0], [], []]
+    with pytest.raises(ValueError, match="num_parts must be positive, got 0"):
+        micro_batches([1], num_parts=0)
+
+
+def test_round_up_and_padding_share():
+    assert [round_up(value, 8) for value in (0, 1, 8, 9)] == [0, 8, 8, 16]
+    assert padding_share(num_tokens=75, num_padded_tokens=100) == 0.25
+    assert padding_share(num_tokens=0, num_padded_tokens=0) == 0.0

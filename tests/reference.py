@@ -1,0 +1,110 @@
+"""Slow, obvious versions of the core functions: plain Python, no vectors, no tricks."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
+
+
+def log_sigmoid(value: float) -> float:
+    return -math.log1p(math.exp(-value)) if value >= 0 else value - math.log1p(math.exp(value))
+
+
+def bradley_terry(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    weights: Sequence[float],
+    margins: Sequence[float] | None = None,
+    normalizer: float | None = None,
+) -> float:
+    """-(1/N) Σ w log σ(r⁺ - r⁻ - m)."""
+    total = 0.0
+    for index in range(len(chosen)):
+        margin = margins[index] if margins is not None else 0.0
+        total -= weights[index] * log_sigmoid(chosen[index] - rejected[index] - margin)
+    return total / (len(chosen) if normalizer is None else normalizer)
+
+
+def centering(chosen: Sequence[float], rejected: Sequence[float]) -> float:
+    """Mean of (r⁺ + r⁻)²."""
+    return sum((plus + minus) ** 2 for plus, minus in zip(chosen, rejected, strict=True)) / len(chosen)
+
+
+def agreement(chosen: Sequence[float], rejected: Sequence[float]) -> list[float]:
+    return [sigmoid(plus - minus) for plus, minus in zip(chosen, rejected, strict=True)]
+
+
+def preference_weights(chosen: Sequence[float], rejected: Sequence[float], temperature: float) -> list[float]:
+    """min(exp((r⁺ - r⁻) / β), 1)."""
+    return [
+        1.0 if plus >= minus else math.exp((plus - minus) / temperature)
+        for plus, minus in zip(chosen, rejected, strict=True)
+    ]
+
+
+def decisions(
+    strategy: str, chosen: Sequence[float], rejected: Sequence[float], *, threshold: float, temperature: float
+) -> list[tuple[bool, float]]:
+    """(kept, weight) of every pair."""
+    found = []
+    for plus, minus in zip(chosen, rejected, strict=True):
+        disagrees = sigmoid(plus - minus) < threshold
+        light_where_disagreeing = preference_weights([plus], [minus], temperature)[0]
+        light_where_agreeing = preference_weights([minus], [plus], temperature)[0]
+        found.append(
+            {
+                "filter_weight": (disagrees, light_where_disagreeing if disagrees else 0.0),
+                "filter": (disagrees, 1.0 if disagrees else 0.0),
+                "weight": (True, light_where_disagreeing),
+                "inverse_weight": (True, light_where_agreeing),
+                "none": (True, 1.0),
+            }[strategy]
+        )
+    return found
+
+
+def correctness(chosen: Sequence[float], rejected: Sequence[float]) -> list[float]:
+    return [0.5 if plus == minus else float(plus > minus) for plus, minus in zip(chosen, rejected, strict=True)]
+
+
+def effective_sample_size(weights: Sequence[float]) -> float:
+    """(Σw)² / Σw², in exact arithmetic."""
+    exact = [Fraction(weight) for weight in weights]
+    squares = sum(weight * weight for weight in exact)
+    return float(sum(exact) ** 2 / squares) if squares else 0.0
+
+
+def near_duplicate_groups(texts: Sequence[str], similarity: float) -> list[int]:
+    """Every pair compared, then every chain followed."""
+    counts = [_ngrams(text) for text in texts]
+    group: list[int | None] = [None] * len(texts)
+    number = 0
+    for start in range(len(texts)):
+        if group[start] is not None:
+            continue
+        reached = [start]
+        group[start] = number
+        while reached:
+            here = reached.pop()
+            for other in range(len(texts)):
+                if group[other] is None and cosine(counts[here], counts[other]) >= similarity - 1e-9:
+                    group[other] = number
+                    reached.append(other)
+        number += 1
+    return [label for label in group if label is not None]
+
+
+def _ngrams(text: str) -> Counter[str]:
+    words = re.findall(r"\w+", text.lower())
+    return Counter([*words, *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))])
+
+
+def cosine(first: Counter[str], second: Counter[str]) -> float:
+    dot = sum(number * second[gram] for gram, number in first.items())
+    norms = math.sqrt(sum(n * n for n in first.values())) * math.sqrt(sum(n * n for n in second.values()))
+    return dot / norms if norms else 0.0

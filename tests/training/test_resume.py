@@ -1,0 +1,150 @@
+"""Killed in mid-run, resumed bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.training.loop import checkpoint_folder
+from scpo_ray.training.workers import run_tasks
+
+SETTINGS = {"max_steps": 60, "epochs": 20.0, "max_steps_overrides_epochs": True, "checkpoint_every_steps": 10}
+SETTINGS |= {"keep": "best", "evaluations_per_epoch": 2.0, "dropout": False}
+
+
+def weights_of(task) -> dict[str, torch.Tensor]:
+    return load_file(RunDirectory(task.run_address).fetch(task.recipe.name) / "model.safetensors")
+
+
+def metrics_of(task) -> dict:
+    metrics = json.loads((RunDirectory(task.run_address).fetch(task.recipe.name) / "metrics.json").read_text())
+    del metrics["wall_time_s"], metrics["task"]
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster, base_task):
+    from dataclasses import replace
+
+    from scpo_ray.artifacts import Recipe
+
+    task = replace(
+        base_task,
+        recipe=Recipe("tests/undisturbed", "train_global", {}, {}, 0),
+        config=base_task.config.model_copy(update=SETTINGS),
+        card={"name": "undisturbed"},
+    )
+    assert run_tasks([task], task.config).failed == {}
+    return task
+
+
+def assert_equal_to(undisturbed, task) -> None:
+    expected, found = weights_of(undisturbed), weights_of(task)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert metrics_of(undisturbed) == metrics_of(task)
+
+
+def training_workers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any("RayTrainWorker" in part for part in process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def test_a_killed_worker_resumes_and_ends_bit_for_bit_the_same(undisturbed, make_task):
+    task = make_task("killed worker", **SETTINGS)
+    killed_at: list[int] = []
+
+    def kill_once(state) -> None:
+        step = state.progress.get(task.name, (0, 0, 0.0))[0]
+        if step >= 15 and not killed_at:
+            killed_at.append(step)
+            for process in training_workers():
+                process.send_signal(signal.SIGKILL)
+
+    state = run_tasks([task], task.config, on_progress=kill_once)
+
+    assert state.failed == {}
+    assert killed_at and killed_at[0] < 60, "the worker was killed before its end"
+    assert_equal_to(undisturbed, task)
+    assert not checkpoint_folder(task).exists(), "nothing is left of the unfinished training"
+
+
+def test_a_group_that_keeps_dying_fails_its_task_and_the_others_finish(ray_cluster, make_task):
+    doomed = make_task("doomed", **SETTINGS, max_failures=1)
+    healthy = make_task("healthy", max_steps=3)
+    sizes = {"doomed": 2, "healthy": 1}
+    from dataclasses import replace
+
+    tasks = [replace(task, size=sizes[task.name]) for task in (doomed, healthy)]
+
+    def kill_always(state) -> None:
+        if state.progress.get("doomed", (0, 0, 0.0))[0] >= 1 and "doomed" not in state.failed:
+            for process in training_workers():
+                process.send_signal(signal.SIGKILL)
+                process.wait(10)
+
+    state = run_tasks(tasks, doomed.config, on_progress=kill_always)
+
+    assert list(state.finished) == ["healthy"]
+    assert "died 2 times" in state.failed["doomed"]
+
+
+DRIVER = """
+import pickle, sys
+from scpo_ray.runtime import connect
+from scpo_ray.training.workers import run_tasks
+connect()
+task = pickle.load(open(sys.argv[1], "rb"))
+run_tasks([task], task.config)
+"""
+
+
+def test_a_killed_driver_resumes_and_ends_bit_for_bit_the_same(undisturbed, make_task, tmp_path):
+    import pickle
+
+    task = make_task("killed driver", **SETTINGS)
+    (tmp_path / "task.pickle").write_bytes(pickle.dumps(task))
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path / "task.pickle")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    folder = checkpoint_folder(task)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("step_*")) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    resumed_from = sorted(path.name for path in folder.glob("step_*"))
+    assert resumed_from, "the driver was killed between its first checkpoint and its end"
+    assert RunDirectory(task.run_address).find(task.recipe.name) is None
+
+    assert run_tasks([task], task.config).failed == {}
+
+    assert_equal_to(undisturbed, task)
+
+
+def test_a_checkpoint_of_another_world_size_is_refused(ray_cluster, make_task):
+    task = make_task("two then one", max_steps=6)
+    folder = checkpoint_folder(task) / "step_00000002"
+    folder.mkdir(parents=True)
+    for rank in range(2):
+        (folder / f"rank_{rank}.pt").touch()
+
+    state = run_tasks([task], task.config)
+
+    assert "written by 2 workers, this run has 1; use the same num_workers" in state.failed[task.name]
