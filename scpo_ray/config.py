@@ -258,11 +258,13 @@ class OptimizationConfig(Section):
     margin_per_score: float = Field(default=0.0, ge=0)
     """m_i = this * score gap: how many reward units one score unit must separate."""
 
-    batching: Literal["interactions", "pairs"] = "interactions"
-    """One forward per response of an interaction for all its pairs, or two forwards per pair."""
+    batching: Literal["interactions", "prompts", "pairs"] = "interactions"
+    """interactions: one forward per response of an interaction, for all its pairs. prompts: one forward per response of a
+    prompt, for the pairs of everyone who rated it; for data with few responses per prompt and many raters, such as
+    surveys. pairs: two forwards per pair."""
 
     batch_size: int = Field(default=16, ge=1)
-    """Interactions (or pairs) per optimiser step, over all workers and accumulation steps."""
+    """Interactions (or prompts, or pairs) per optimiser step, over all workers and accumulation steps."""
 
     accumulation_steps: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Micro-batches per worker and optimiser step; changes memory, never the result."""

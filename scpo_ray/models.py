@@ -11,6 +11,7 @@ from types import MethodType
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -97,7 +98,7 @@ def load(
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=1, dtype=torch.float32, attn_implementation=attention
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder}: cannot be loaded as a reward model ({str(error).splitlines()[0][:200]})"
             ) from error
@@ -202,7 +203,7 @@ def save(
 ) -> None:
     """Transformers format with safetensors; `state` replaces the model's own weights."""
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(folder, state_dict=state)
+    model.save_pretrained(folder, state_dict=None if state is None else dict(state))  # transformers empties what it gets
     tokenizer.save_pretrained(folder)
 
 

@@ -71,7 +71,10 @@ def test_plain_decoders_begin_with_their_bos_token():
     ("context", "expected"),
     [
         (CONTEXT, "<cls> how are you ? <sep> fine thanks . <sep>"),
-        (TALK, "<cls> <unk> <unk> a b <unk> <unk> who am i ? <unk> <unk> c d <unk> <unk> then ? <sep> fine thanks . <sep>"),
+        (
+            TALK,
+            "<cls> <unk> <unk> a b <unk> <unk> who am i ? <unk> <unk> c d <unk> <unk> then ? <sep> fine thanks . <sep>",
+        ),
     ],
 )
 def test_encoders_get_a_pair(context, expected):
@@ -197,14 +200,15 @@ def test_a_template_that_rewrites_the_context_is_refused():
 
 def test_identity_changes_with_what_the_ids_depend_on():
     tokenizer, formatter = _formatter("llama")
-    assert formatter.identity == Formatter(tokenizer, FormatConfig()).identity
+    identity = formatter.identity
+    assert identity == Formatter(tokenizer, FormatConfig()).identity
     others = [
         Formatter(tokenizer, FormatConfig(max_tokens=64)).identity,
         Formatter(tokenizer, FormatConfig(use_chat_template="never")).identity,
     ]
     tokenizer.chat_template += " "
     others.append(Formatter(tokenizer, FormatConfig()).identity)
-    assert len({formatter.identity, *others}) == 4
+    assert len({identity, *others}) == 4
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +230,9 @@ def test_minilm_pairs_equal_its_own_tokenizer(minilm_folder, max_tokens):
     formatter = Formatter(models.load_tokenizer(minilm_folder), FormatConfig(max_tokens=max_tokens))
     pairs = [pair for pair in PROSE if len(theirs(pair[1]).input_ids) + 1 <= max_tokens - 1]
     assert len(pairs) >= 2
-    sequences = formatter.format([[{"role": "user", "content": context}] for context, _ in pairs], [r for _, r in pairs])
+    sequences = formatter.format(
+        [[{"role": "user", "content": context}] for context, _ in pairs], [r for _, r in pairs]
+    )
     for (context, response), sequence in zip(pairs, sequences, strict=True):
         expected = theirs(context, response, truncation="only_first", max_length=max_tokens)
         assert sequence.input_ids == expected["input_ids"]

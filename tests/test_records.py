@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from scpo_ray.records import DECISIONS, content_id, context_id, response_id, safe_name, table
 
 CONTEXT = [{"role": "user", "content": "Hi"}]
-WINDOWS_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(1, 10))}
+WINDOWS_RESERVED = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(1, 10)),
+}
 
 
 def test_ids_are_the_same_in_every_release():
@@ -59,7 +65,9 @@ def _is_safe(name: str) -> bool:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sets(st.one_of(st.text(), st.sampled_from(["con", "Con", "nul", "com1", "..", ".", "/", "\\", " "])), max_size=8))
+@given(
+    st.sets(st.one_of(st.text(), st.sampled_from(["con", "Con", "nul", "com1", "..", ".", "/", "\\", " "])), max_size=8)
+)
 def test_safe_names_are_safe_and_unique(names):
     safe = [safe_name(name) for name in names]
     assert all(_is_safe(name) for name in safe), safe

@@ -119,6 +119,8 @@ def _unique_responses(tables: Sequence[pa.Table]) -> pa.Table:
 
 def _choose_communities(pairs: pa.Table, config: PrepareConfig) -> tuple[list[str], pa.Table]:
     """The majority, and the pairs of the communities that the config keeps."""
+    if not len(pairs):
+        raise DataError("no pair is left: every response pair was a tie or was filtered; see prepare.min_score_gap")
     check_known("prepare.majority", config.majority, pairs)
     check_known("prepare.communities", config.communities, pairs)
     available = set(pc.unique(pairs["community"]).to_pylist())
@@ -136,8 +138,6 @@ def _choose_communities(pairs: pa.Table, config: PrepareConfig) -> tuple[list[st
 
 def _with_groups_and_splits(pairs: pa.Table, responses: pa.Table, config: PrepareConfig) -> pa.Table:
     """Fill `prompt_group` and `split`."""
-    if not len(pairs):
-        raise DataError("no pair is left: every response pair was a tie or was filtered; see prepare.min_score_gap")
     prompts: dict[str, str] = {}
     for context, prompt_id in zip(responses["context"].to_pylist(), responses["prompt_id"].to_pylist(), strict=True):
         prompts.setdefault(prompt_id, " ".join(message["content"] for message in context if message["role"] == "user"))

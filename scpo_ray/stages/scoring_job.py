@@ -5,6 +5,7 @@ import, are imported where a model is used.
 """
 
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,25 @@ import ray
 
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config, FormatConfig, ScoreConfig
-from scpo_ray.errors import ConfigError
+from scpo_ray.errors import ConfigError, ScpoError
 from scpo_ray.records import SCORES
 from scpo_ray.score_cache import ScoreCache
 from scpo_ray.scoring_cost import ScoringCost
 
 if TYPE_CHECKING:
     from scpo_ray.scoring import RewardScorer
+
+
+_COSTS = pa.schema(
+    [
+        ("model", pa.string()),
+        ("num_responses", pa.int64()),
+        ("num_forward_passes", pa.int64()),
+        ("num_tokens", pa.int64()),
+        ("num_padded_tokens", pa.int64()),
+        ("failure", pa.binary()),  # a pickled ScpoError: what an actor raises, Ray Data replaces by its own exception
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,8 @@ def score_models(
     if total:
         _check_resources(config.score)
         for row in _dataset([model for model in wanted if len(missing[model.name])], missing, config).iter_rows():
+            if row["failure"] is not None:
+                raise pickle.loads(row["failure"])
             cost.num_responses += row["num_responses"]
             cost.num_forward_passes += row["num_forward_passes"]
             cost.num_tokens += row["num_tokens"]
@@ -126,7 +141,14 @@ class ScoringActor:
         self._loaded: tuple[str, RewardScorer, ScoreCache] | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Score a window of (model, response); one row of costs per model in it."""
+        """Score a window of (model, response); one row of costs per model in it, or one with what went wrong."""
+        try:
+            costs = self._score(batch)
+        except ScpoError as error:
+            costs = [{"failure": pickle.dumps(error)}]
+        return pa.Table.from_pylist(costs, schema=_COSTS)
+
+    def _score(self, batch: pa.Table) -> list[dict]:
         costs = []
         for model in pc.unique(batch["model"]).to_pylist():
             window = batch.filter(pc.equal(batch["model"], model))
@@ -141,7 +163,7 @@ class ScoringActor:
             }
             cache.append(pa.table(columns, schema=SCORES))
             costs.append({"model": model, **vars(scores.cost)})
-        return pa.Table.from_pylist(costs)
+        return costs
 
     def _scorer(self, model: str) -> "tuple[RewardScorer, ScoreCache]":
         from scpo_ray.scoring import RewardScorer

@@ -17,6 +17,7 @@ class Preference:
     """One selected pair: indices into the set's sequences, and how it counts."""
 
     interaction_id: str
+    prompt_id: str
     chosen: int
     rejected: int
     weight: float
@@ -26,7 +27,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Item:
-    """What is drawn together: an interaction with all its pairs, or one pair."""
+    """What is drawn together: an interaction or a prompt with all its pairs, or one pair."""
 
     responses: tuple[int, ...]
     pairs: tuple[Preference, ...]
@@ -119,10 +120,10 @@ def collate(
 def _items(preferences: Sequence[Preference], batching: str) -> list[Item]:
     if batching == "pairs":
         return [Item((pair.chosen, pair.rejected), (pair,)) for pair in preferences]
-    by_interaction: dict[str, list[Preference]] = {}
+    together: dict[str, list[Preference]] = {}
     for pair in preferences:
-        by_interaction.setdefault(pair.interaction_id, []).append(pair)
+        together.setdefault(pair.prompt_id if batching == "prompts" else pair.interaction_id, []).append(pair)
     return [
         Item(tuple(dict.fromkeys(index for pair in pairs for index in (pair.chosen, pair.rejected))), tuple(pairs))
-        for pairs in by_interaction.values()
+        for pairs in together.values()
     ]

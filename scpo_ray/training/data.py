@@ -42,6 +42,7 @@ def _preference(row: dict, position: dict[str, int], weights: dict[str, float] |
     has_scores = row["score_chosen"] is not None and row["score_rejected"] is not None
     return Preference(
         interaction_id=row["interaction_id"],
+        prompt_id=row["prompt_id"],
         chosen=position[row["chosen_id"]],
         rejected=position[row["rejected_id"]],
         weight=1.0 if weights is None else weights[row["pair_id"]],

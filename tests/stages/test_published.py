@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from scpo_ray import models
@@ -25,7 +24,7 @@ from scpo_ray.training.step import collate_items, normalizers, part_loss
 from tests.prism_files import write_prism
 
 PUBLISHED = Path(__file__).parents[2] / "jobs/experiments/published.yaml"
-COUNTRIES = {"Chile": 5, "South Africa": 4, "Israel": 4, "United States": 4, "United Kingdom": 3, "France": 3}
+COUNTRIES = {"Chile": 5, "South Africa": 3, "Israel": 3, "United States": 3, "United Kingdom": 2, "France": 2}
 THRESHOLD, TEMPERATURE = 0.7, 1.1  # the publication's numbers, not the config's
 Key = tuple[str, str, str, str]
 """Annotator, prompt, chosen, rejected."""
@@ -48,13 +47,12 @@ def published(tmp_path_factory, ray_cluster) -> Published:
     write_prism(root / "prism", num_annotators_by_country=COUNTRIES, seed=11)
     utterances, survey = (_read_jsonl(root / "prism" / name) for name in ("utterances.jsonl", "survey.jsonl"))
     _save_opinionated_model(root / "model", [row["model_response"] for row in utterances])
-    config = load_config(
+    options = (
         f"--config {PUBLISHED} --run_dir {root / 'run'} --prepare.prism.path {root / 'prism'} --format.max_tokens 256 "
         f"--train_global.model {root / 'model'} --train_global.epochs 0 --train_global.use_gpu false "
-        "--score.gpus_per_scorer 0 --train.use_gpu false --train.precision float32 "
-        "--train_global.precision float32 --prepare.communities Chile,Israel --prepare.communities".split()
-        + ["South Africa"]
-    )
+        "--score.gpus_per_scorer 0 --train.use_gpu false --train.precision float32 --train_global.precision float32"
+    ).split()
+    config = load_config([*options, "--prepare.communities", "Chile,Israel,South Africa"])
     for stage in (prepare, train_global, score, select):
         stage.run(config)
     return Published(
@@ -74,7 +72,7 @@ def _save_opinionated_model(folder: Path, texts: list[str]) -> None:
     """Random weights give rewards near zero and keep every pair; a larger head spreads the agreement over (0, 1)."""
     made = models.make(ModelConfig(vocab_size=400), texts=texts, max_tokens=256, seed=3)
     with torch.no_grad():
-        made.model.score.weight.mul_(20)
+        made.model.score.weight.mul_(60)
     models.save(made.model, made.tokenizer, folder)
 
 
@@ -221,19 +219,12 @@ def test_loss_and_gradients_are_the_published_ones(published, reference):
     expected = torch.stack(terms).sum() / len(terms)  # by the number of pairs, not by the weights' sum
     expected.backward()
 
-    assert float(ours) == pytest.approx(float(expected), rel=1e-5)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
     assert sum(reference[texts[kept[position[id(item)]]][0]][1] for item in batch) < 0.95 * len(batch)
     gradients = {name: parameter.grad for name, parameter in plain.model.named_parameters()}
     assert gradients["score.weight"].abs().max() > 1e-3
     for name, parameter in loaded.model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5, msg=name)
-
-
-def test_unweighted_and_weight_normalised_losses_would_differ(published, reference):
-    """The comparison above can tell: weights that average 1, or none, would pass it otherwise."""
-    weights = [weight for probability, weight in reference.values() if probability < THRESHOLD]
-    assert np.mean(weights) < 0.9
-    assert functional.logsigmoid(torch.tensor(0.0)) < 0
 
 
 NAMED_DEFAULTS = {
@@ -251,7 +242,15 @@ NAMED_DEFAULTS = {
 """What the file's comments call the default, with its value."""
 BUDGET = {"train.max_steps", "train.max_steps_overrides_epochs"}
 """Corrected together: the default lets the epochs count."""
-RESOURCES = ("prepare.datasets", "prepare.majority", "prepare.communities", "format.", "train_global.", "score.", "report.")
+RESOURCES = (
+    "prepare.datasets",
+    "prepare.majority",
+    "prepare.communities",
+    "format.",
+    "train_global.",
+    "score.",
+    "report.",
+)
 HARDWARE = {"train.precision", "train.use_gpu"}
 
 

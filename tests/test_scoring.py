@@ -1,0 +1,154 @@
+"""Scores equal a plain forward pass, one response each, whatever they were batched with."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from scpo_ray import models
+from scpo_ray.config import FormatConfig, ModelConfig, ScoreConfig
+from scpo_ray.errors import DataError, ModelError
+from scpo_ray.formatting import Formatter
+from scpo_ray.scoring import RewardScorer, uses_bfloat16
+
+WORDS = "fix the boat with care and decide it together or keep to facts".split()
+FORMAT = FormatConfig(max_tokens=64)
+
+
+def _texts(number, seed=0):
+    random = np.random.default_rng(seed)
+    sizes = np.clip(random.lognormal(3, 0.7, number), 2, 120).astype(int)
+    contexts = [[{"role": "user", "content": " ".join(random.choice(WORDS, 5))}] for _ in range(number)]
+    return contexts, [" ".join(random.choice(WORDS, size)) for size in sizes]
+
+
+@pytest.fixture(scope="module", params=["llama", "bert"])
+def folder(request, tmp_path_factory):
+    return _save(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return _save("bert", tmp_path_factory.mktemp("bert"))
+
+
+def _save(architecture, folder):
+    config = ModelConfig(architecture=architecture, hidden_size=32, num_heads=1)
+    made = models.make(config, texts=WORDS, max_tokens=96, seed=0)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5)  # fresh weights are so small that all rewards are nearly equal
+    models.save(made.model, made.tokenizer, folder)
+    return folder
+
+
+def _scorer(folder, **settings):
+    settings = {"format_config": FORMAT, "tokens_per_batch": 1024, "precision": "float32", "device": "cpu"} | settings
+    return RewardScorer(folder, **settings)
+
+
+@torch.inference_mode()
+def _one_by_one(folder, contexts, responses):
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    sequences = Formatter(models.load_tokenizer(folder), FORMAT).format(contexts, responses)
+    rewards = []
+    for sequence in sequences:
+        inputs = {"input_ids": torch.tensor([sequence.input_ids])}
+        if sequence.token_type_ids is not None:
+            inputs["token_type_ids"] = torch.tensor([sequence.token_type_ids])
+        rewards.append(model(**inputs).logits.item())
+    return np.array(rewards)
+
+
+def test_rewards_equal_one_by_one_forwards(folder):
+    contexts, responses = _texts(48)
+    expected = _one_by_one(folder, contexts, responses)
+    assert expected.std() > 0.01
+    for tokens_per_batch in (64, 700, 100_000):
+        scores = _scorer(folder, tokens_per_batch=tokens_per_batch).score(contexts, responses)
+        np.testing.assert_allclose(scores.rewards, expected, atol=1e-5)
+    order = np.random.default_rng(1).permutation(48)
+    shuffled = _scorer(folder).score([contexts[index] for index in order], [responses[index] for index in order])
+    np.testing.assert_allclose(shuffled.rewards, expected[order], atol=1e-5)
+    assert shuffled.rewards.dtype == np.float32
+
+
+def test_each_response_is_in_exactly_one_forward_pass(folder):
+    contexts, responses = _texts(40)
+    scorer = _scorer(folder, tokens_per_batch=300)
+    seen, padded = [], []
+
+    def record(module, args, kwargs):
+        for ids, mask in zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True):
+            seen.append(tuple(ids[mask.bool()].tolist()))
+        padded.append(kwargs["input_ids"].numel())
+
+    scorer._model.register_forward_pre_hook(record, with_kwargs=True)
+    scores = scorer.score(contexts, responses)
+    sequences = Formatter(models.load_tokenizer(folder), FORMAT).format(contexts, responses)
+    assert sorted(seen) == sorted(tuple(sequence.input_ids) for sequence in sequences)
+    assert scores.num_tokens == [len(sequence.input_ids) for sequence in sequences]
+    assert scores.truncated == [sequence.truncated for sequence in sequences]
+    assert any(scores.truncated)
+    assert not all(scores.truncated)
+    assert max(padded) <= 300
+    cost = scores.cost
+    assert (cost.num_responses, cost.num_forward_passes) == (40, len(padded))
+    assert (cost.num_tokens, cost.num_padded_tokens) == (sum(scores.num_tokens), sum(padded))
+
+
+def test_padding_is_below_five_percent(bert):
+    contexts, responses = _texts(ScoreConfig().window)
+    scores = _scorer(bert, tokens_per_batch=ScoreConfig().tokens_per_batch).score(contexts, responses)
+    assert 0 < scores.cost.padding_share < 0.05
+
+
+def test_nothing_to_score(bert):
+    scores = _scorer(bert).score([], [])
+    assert (len(scores.rewards), scores.cost.num_forward_passes, scores.cost.padding_share) == (0, 0, 0.0)
+
+
+def test_an_empty_response_is_refused(bert):
+    with pytest.raises(DataError, match="both must be non-empty"):
+        _scorer(bert).score([[{"role": "user", "content": "fix"}]], [" "])
+
+
+def test_damaged_weights_name_the_folder(bert, tmp_path):
+    damaged = models.load(bert)
+    with torch.no_grad():
+        damaged.model.classifier.weight[0, 3] = math.nan
+    models.save(damaged.model, damaged.tokenizer, tmp_path)
+    contexts, responses = _texts(3)
+    with pytest.raises(ModelError, match="reward nan for response") as caught:
+        _scorer(tmp_path).score(contexts, responses)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_dropout_is_off_unless_asked_for(bert):
+    contexts, responses = _texts(8)
+    scorer = _scorer(bert)
+    np.testing.assert_array_equal(scorer.score(contexts, responses).rewards, scorer.score(contexts, responses).rewards)
+    noisy = _scorer(bert, dropout=True)
+    first, second = (noisy.score(contexts, responses).rewards for _ in range(2))
+    assert (first != second).all()
+
+
+def test_the_head_stays_float32_under_bfloat16(folder):
+    contexts, responses = _texts(32)
+    exact = _scorer(folder).score(contexts, responses).rewards
+    rewards = _scorer(folder, precision="bfloat16").score(contexts, responses).rewards
+    assert (rewards != exact).any()  # the backbone did compute in bfloat16
+    np.testing.assert_allclose(rewards, exact, atol=0.05 * np.abs(exact).max())
+    rounded = torch.from_numpy(rewards).bfloat16().float().numpy()
+    assert (rewards != rounded).mean() > 0.8
+    assert len(set(rewards.tolist())) > 28
+
+
+def test_precision_names():
+    cpu = torch.device("cpu")
+    assert uses_bfloat16("bfloat16", cpu)
+    assert not uses_bfloat16("float32", cpu)
+    assert uses_bfloat16("auto", cpu) == models.native_bfloat16(cpu)
