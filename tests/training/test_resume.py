@@ -1,5 +1,6 @@
 """Killed in mid-run, resumed bit for bit."""
 
+import contextlib
 import json
 import os
 import signal
@@ -56,10 +57,12 @@ def assert_equal_to(undisturbed, task) -> None:
 
 
 def training_workers() -> list[psutil.Process]:
+    """Those of this test session's own cluster, whose raylet is a child of this process."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any("RayTrainWorker" in part for part in process.info["cmdline"] or []):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
     return found
 
 
