@@ -27,6 +27,8 @@ from scpo_ray.errors import ArtifactError, StorageError
 from scpo_ray.records import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
+ROW_GROUP_SIZE = 65_536
+"""Rows of a Parquet file that are read together."""
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("scpo_ray", "torch", "transformers", "ray", "deepspeed", "pyarrow", "numpy", "peft")
 
@@ -106,6 +108,15 @@ class RunDirectory:
                 f"{self._root}/{name}", filesystem=self._filesystem, columns=columns, filters=filters, partitioning=None
             )
 
+    @contextlib.contextmanager
+    def open_parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        """One Parquet file of an artifact, to be read by row groups."""
+        with (
+            storage_errors(self.path(name)),
+            pq.ParquetFile(f"{self._root}/{name}", filesystem=self._filesystem) as file,
+        ):
+            yield file
+
     def read_json(self, name: str) -> dict:
         """One JSON file of an artifact."""
         with storage_errors(self.path(name)), self._filesystem.open_input_stream(f"{self._root}/{name}") as stream:
@@ -125,6 +136,7 @@ class RunDirectory:
             (into or Path(tempfile.gettempdir())) / f"scpo-{content_hash_of(self.path(name))[:16]}" / Path(name).name
         )
         with storage_errors(self.path(name)):
+            shutil.rmtree(target, ignore_errors=True)
             pafs.copy_files(f"{self._root}/{name}", str(target), source_filesystem=self._filesystem)
         return target
 
@@ -261,7 +273,7 @@ class Draft:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """One Parquet file of the artifact."""
-        pq.write_table(table, self.folder / name, compression="zstd")
+        pq.write_table(table, self.folder / name, compression="zstd", row_group_size=ROW_GROUP_SIZE)
 
     def write_json(self, name: str, value: object) -> None:
         """One JSON file of the artifact."""

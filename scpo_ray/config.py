@@ -65,8 +65,8 @@ class Section(BaseModel):
 class AtlasConfig(Section):
     """The synthetic world: communities with known preferences, planted noise and planted outliers."""
 
-    num_prompts: int = Field(default=300, ge=10)
-    """Distinct prompts of the world."""
+    num_prompts: int = Field(default=300, ge=10, le=900)
+    """Distinct prompts of the world; the grammar has 900."""
 
     majority_annotators: int = Field(default=120, ge=2)
     """Annotators of the majority community."""
@@ -88,6 +88,15 @@ class AtlasConfig(Section):
 
     outlier_rate: float = Field(default=0.05, ge=0, lt=0.5)
     """Share of a minority's pairs that are extreme outliers: reversed where everyone agrees most (labelled `outlier`)."""
+
+    @model_validator(mode="after")
+    def _prompts_suffice(self) -> "AtlasConfig":
+        if self.interactions_per_annotator > self.num_prompts:
+            raise ValueError(
+                f"interactions_per_annotator {self.interactions_per_annotator} exceeds num_prompts {self.num_prompts}: an "
+                "annotator rates a prompt once; raise num_prompts"
+            )
+        return self
 
 
 class PrismConfig(Section):

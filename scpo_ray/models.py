@@ -203,7 +203,9 @@ def save(
 ) -> None:
     """Transformers format with safetensors; `state` replaces the model's own weights."""
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(folder, state_dict=None if state is None else dict(state))  # transformers empties what it gets
+    model.save_pretrained(
+        folder, state_dict=None if state is None else dict(state)
+    )  # transformers empties what it gets
     tokenizer.save_pretrained(folder)
 
 

@@ -1,5 +1,6 @@
 """Slow, obvious versions of the core functions: plain Python, no vectors, no tricks."""
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -101,7 +102,7 @@ def near_duplicate_groups(texts: Sequence[str], similarity: float) -> list[int]:
 
 def _ngrams(text: str) -> Counter[str]:
     words = re.findall(r"\w+", text.lower())
-    return Counter([*words, *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))])
+    return Counter([*words, *(f"{first} {second}" for first, second in itertools.pairwise(words))])
 
 
 def cosine(first: Counter[str], second: Counter[str]) -> float:

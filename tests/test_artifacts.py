@@ -76,7 +76,7 @@ def test_fetch_gives_a_local_copy(run, tmp_path):
 
 
 def test_an_exception_leaves_nothing(run, tmp_path):
-    with pytest.raises(ZeroDivisionError), RECIPE.making(run) as draft:
+    with pytest.raises(ZeroDivisionError), RECIPE.making(run) as draft:  # noqa: PT012
         draft.write_table("rows.parquet", TABLE)
         staging = draft.folder
         raise ZeroDivisionError
@@ -88,7 +88,7 @@ def test_an_exception_leaves_nothing(run, tmp_path):
 def test_an_exception_leaves_the_previous_artifact(run):
     _make(run, value="old")
     before = run.find(RECIPE.name)
-    with pytest.raises(ZeroDivisionError), RECIPE.making(run) as draft:
+    with pytest.raises(ZeroDivisionError), RECIPE.making(run) as draft:  # noqa: PT012
         draft.write_json("other.json", {})
         raise ZeroDivisionError
     assert run.find(RECIPE.name) == before
@@ -186,7 +186,7 @@ def test_storage_errors_name_the_place_and_a_remedy(tmp_path):
     with pytest.raises(StorageError) as caught:
         RunDirectory(str(tmp_path)).read_table("rows.parquet")
     assert "\n" not in str(caught.value)
-    with pytest.raises(StorageError, match="^s3://bucket: "), storage_errors("s3://bucket"):
+    with pytest.raises(StorageError, match=r"^s3://bucket: "), storage_errors("s3://bucket"):
         raise OSError("first line\nsecond line")
     with pytest.raises(StorageError):
         RunDirectory("nosuchscheme://bucket/run")
@@ -205,7 +205,7 @@ def _difference(identity=RECIPE.identity, inputs=RECIPE.inputs):
         ({**RECIPE.identity, "a": [1]}, 'made with a = [1], this config has "unset"'),
         ({"format.max_tokens": 512, "select.name": "x"}, 'made with select.name = "x", this config has null'),
         ({"select.name": None}, 'made with format.max_tokens = "unset", this config has 512'),
-        ({"format.max_tokens": "ü" * 90, "select.name": None}, f'made with format.max_tokens = "{"ü" * 76}..., this config has 512'),
+        ({"format.max_tokens": "ü" * 90, "select.name": None}, f'made with format.max_tokens = "{"ü" * 76}..., this config has 512'),  # noqa: E501
     ],
 )  # fmt: skip
 def test_the_first_different_setting_is_named(identity, message):
@@ -245,7 +245,9 @@ def test_a_missing_artifact_names_its_job(run):
     assert str(caught.value) == f"{run.address}/prepared: no such artifact; run jobs/prepare.py first"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b'{"name": "x"}', b'{"unknown": 1}', b"\xff\xfe\x00binary"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b'{"name": "x"}', b'{"unknown": 1}', b"\xff\xfe\x00binary"]
+)
 def test_a_corrupted_manifest_is_refused(tmp_path, content):
     run = RunDirectory(str(tmp_path))
     _make(run)
@@ -260,7 +262,9 @@ def test_another_schema_version_is_refused(tmp_path):
     _make(run)
     path = tmp_path / RECIPE.name / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(ArtifactError, match=f"schema version 99, this release reads {SCHEMA_VERSION}; delete the folder"):
+    with pytest.raises(
+        ArtifactError, match=f"schema version 99, this release reads {SCHEMA_VERSION}; delete the folder"
+    ):
         run.find(RECIPE.name)
 
 

@@ -171,10 +171,10 @@ def test_resolve_says_what_is_missing(address, message):
 
 def test_resolve_refuses_a_folder_without_config(tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
-    with pytest.raises(ModelError, match="no config.json there"):
+    with pytest.raises(ModelError, match=r"no config\.json there"):
         models.resolve(str(tmp_path / "weights"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match="weights: no config.json there"):
+    with pytest.raises(ModelError, match=r"weights: no config\.json there"):
         models.resolve("weights")  # a hub name, were there no such folder
 
 

@@ -13,7 +13,7 @@ from scpo_ray.errors import DataError, ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.scoring import RewardScorer, uses_bfloat16
 
-WORDS = "fix the boat with care and decide it together or keep to facts".split()
+WORDS = ["fix", "the", "boat", "with", "care", "and", "decide", "it", "together", "or", "keep", "to", "facts"]
 FORMAT = FormatConfig(max_tokens=64)
 
 

@@ -90,9 +90,11 @@ def run(config: Config) -> Manifest:
         for name in trained:
             community = name.split("/", 1)[1]
             rows += measure(name, community, own[community], of_majority, scores[name], config.evaluate, config.seed)
-            rewards += [_rewards(name, pairs, scores[name]) for pairs in (own[community], of_majority)]
+            apart = [of_majority] if community in majority else [own[community], of_majority]
+            rewards += [_rewards(name, pairs, scores[name]) for pairs in apart]
         rows += global_rows(own, of_majority, config.evaluate, config.seed)
-        rewards += [_global_rewards(pairs) for pairs in (*own.values(), of_majority)]
+        apart = [pairs for community, pairs in own.items() if community not in majority]
+        rewards += [_global_rewards(pairs) for pairs in (*apart, of_majority)]
         draft.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=METRICS))
         draft.write_table("rewards.parquet", pa.concat_tables(rewards))
         draft.statistics |= asdict(cost) | {"padding_share": round(cost.padding_share, 6)}

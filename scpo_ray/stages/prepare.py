@@ -32,16 +32,16 @@ def run(config: Config) -> Manifest:
     made = recipe.is_made(directory, rebuild=config.rebuild)
     if made is not None:
         return made
-    datasets = [_read(name, config) for name in config.prepare.datasets]
-    for dataset in datasets:
-        dataset.ledger.check(config.prepare.max_rejected_share)
-    pairs = pa.concat_tables([dataset.pairs for dataset in datasets])
-    responses = _unique_responses([dataset.responses for dataset in datasets])
-    majority, pairs = _choose_communities(pairs, config.prepare)
-    check_known("train.communities", config.train.communities, pairs)
-    check_known("train_global.communities", config.train_global.communities, pairs)
-    pairs = _with_groups_and_splits(pairs, responses, config.prepare)
     with recipe.making(directory) as draft:
+        datasets = [_read(name, config) for name in config.prepare.datasets]
+        for dataset in datasets:
+            dataset.ledger.check(config.prepare.max_rejected_share)
+        pairs = pa.concat_tables([dataset.pairs for dataset in datasets])
+        responses = _unique_responses([dataset.responses for dataset in datasets])
+        majority, pairs = _choose_communities(pairs, config.prepare)
+        check_known("train.communities", config.train.communities, pairs)
+        check_known("train_global.communities", config.train_global.communities, pairs)
+        pairs = _with_groups_and_splits(pairs, responses, config.prepare)
         draft.write_table("responses.parquet", responses)
         draft.write_table("pairs.parquet", pairs)
         _write_ledgers(draft, datasets)

@@ -39,6 +39,9 @@ _COSTS = pa.schema(
 )
 
 
+RESPONSES_FILE = "prepared/responses.parquet"
+
+
 @dataclass(frozen=True)
 class ModelToScore:
     """One model and the responses that it must score."""
@@ -82,42 +85,48 @@ def score_models(
 
 
 def _dataset(wanted: Sequence[ModelToScore], missing: dict[str, pa.Array], config: Config) -> ray.data.Dataset:
-    """One row of costs per scored window."""
-    responses = RunDirectory(config.run_dir).path("prepared/responses.parquet")
-    responses = responses if "://" in responses else str(Path(responses).absolute())
-    parts = [
-        ray.data.read_parquet(responses, columns=["response_id", "context", "response"]).map_batches(
-            _Missing(model.name, missing[model.name]), batch_format="pyarrow", batch_size=None
-        )
-        for model in wanted
-    ]
+    """One row of costs per scored window: (model, row group) -> missing responses -> windows -> actors."""
+    reader = _ReadMissing(RunDirectory(config.run_dir).absolute_address, missing)
+    work = [{"model": model.name, "row_group": group} for model in wanted for group in range(reader.num_row_groups())]
     score = config.score
-    return (parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]).map_batches(
-        ScoringActor,
-        fn_constructor_kwargs={
-            "folders": {model.name: model.folder for model in wanted},
-            "dropout": {model.name: model.dropout for model in wanted},
-            "score_config": score,
-            "format_config": config.format,
-            "cache_dir": cache_address(config),
-        },
-        batch_format="pyarrow",
-        batch_size=score.window,
-        num_cpus=score.cpus_per_scorer,
-        num_gpus=score.gpus_per_scorer,
-        compute=ray.data.ActorPoolStrategy(size=score.num_scorers),
+    return (
+        ray.data.from_items(work, override_num_blocks=len(work))
+        .map_batches(reader, batch_format="pyarrow", batch_size=1)
+        .map_batches(
+            ScoringActor,
+            fn_constructor_kwargs={
+                "folders": {model.name: model.folder for model in wanted},
+                "dropout": {model.name: model.dropout for model in wanted},
+                "score_config": score,
+                "format_config": config.format,
+                "cache_dir": cache_address(config),
+            },
+            batch_format="pyarrow",
+            batch_size=score.window,
+            num_cpus=score.cpus_per_scorer,
+            num_gpus=score.gpus_per_scorer,
+            compute=ray.data.ActorPoolStrategy(size=score.num_scorers),
+        )
     )
 
 
-class _Missing:
-    """Keeps the rows that are still to be scored, and says for which model."""
+class _ReadMissing:
+    """Reads a row group of the responses and keeps what a model is still to score. One small task, no model library."""
 
-    def __init__(self, model: str, response_ids: pa.Array) -> None:
-        self._model, self._response_ids = model, response_ids
+    def __init__(self, run_address: str, missing: dict[str, pa.Array]) -> None:
+        self._run_address, self._missing = run_address, ray.put(missing)
+
+    def num_row_groups(self) -> int:
+        """Row groups of the responses: the unit of reading, 65,536 rows."""
+        with RunDirectory(self._run_address).open_parquet(RESPONSES_FILE) as file:
+            return file.num_row_groups
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        batch = batch.filter(pc.is_in(batch["response_id"], self._response_ids))
-        return batch.append_column("model", pa.array([self._model] * len(batch), pa.string()))
+        (model,), (group,) = batch["model"].to_pylist(), batch["row_group"].to_pylist()
+        with RunDirectory(self._run_address).open_parquet(RESPONSES_FILE) as file:
+            rows = file.read_row_group(group, columns=["response_id", "context", "response"])
+        rows = rows.filter(pc.is_in(rows["response_id"], ray.get(self._missing)[model]))
+        return rows.append_column("model", pa.array([model] * len(rows), pa.string()))
 
 
 class ScoringActor:

@@ -23,9 +23,9 @@ def run(config: Config) -> list[Manifest]:
         recipe = recipes.decisions(config, directory, strategy)
         made = recipe.is_made(directory, rebuild=config.rebuild)
         if made is None:
-            pairs, scores = _inputs(directory)
-            ledger = decide(pairs, scores, config.select, strategy)
             with recipe.making(directory) as draft:
+                pairs, scores = _inputs(directory)
+                ledger = decide(pairs, scores, config.select, strategy)
                 draft.write_table("decisions.parquet", ledger)
                 draft.statistics |= _statistics(ledger)
             made = directory.require(recipe.name, job="select")

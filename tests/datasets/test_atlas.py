@@ -58,10 +58,10 @@ def test_a_seed_decides_everything(dataset):
 
 
 def test_global_randomness_is_neither_used_nor_touched(dataset):
-    np.random.seed(1)  # noqa: NPY002
-    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    np.random.seed(1)
+    before = np.random.get_state()[1].tolist()
     assert read(CONFIG, seed=SEED, min_score_gap=0.0).pairs == dataset.pairs
-    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == before
 
 
 def test_tables_have_their_schemas_and_unique_ids(dataset):
@@ -143,7 +143,7 @@ def test_outliers_reverse_what_both_communities_prefer(joined):
         assert pair["utility_gap"] + pair["majority_utility_gap"] < 0
     gaps = [pair["utility_gap"] for pair in joined if pair["kind"] == "outlier"]
     noise = [pair["utility_gap"] for pair in joined if pair["kind"] == "noise"]
-    assert np.mean(gaps) < 2 * np.mean(noise)
+    assert np.mean(gaps) < 1.3 * np.mean(noise)
 
 
 def test_without_planted_faults_raters_follow_their_community():

@@ -495,6 +495,6 @@ class TestGlobalOpinions:
         assert all(len(of_group) == 1 for of_group in groups.values())
         for community in (*config.prepare.majority, *config.prepare.communities):
             shares = split_shares(pairs, community)
-            assert shares == pytest.approx({"train": 0.7, "validation": 0.1, "test": 0.2}, abs=0.06)
+            assert shares == pytest.approx({"train": 0.7, "validation": 0.1, "test": 0.2}, abs=0.08)  # whole groups
         leakage = RunDirectory(config.run_dir).read_json("prepared/leakage.json")
         assert set(leakage["test"].values()) == set(leakage["validation"].values()) == {0.0}

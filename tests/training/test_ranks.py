@@ -5,6 +5,7 @@ import pytest
 from safetensors.torch import load_file
 
 from scpo_ray.artifacts import RunDirectory
+from scpo_ray.config import LoraConfig
 from scpo_ray.training.workers import run_tasks
 
 STEPS = 12
@@ -39,11 +40,10 @@ def results(ray_cluster, base_task, request):
         task(f"2 ranks, ZeRO {stage}", zero_stage=stage, num_workers=2, threads_per_worker=1) for stage in (0, 1, 2, 3)
     ]
     two.append(task("2 ranks, ZeRO 2, 2 accumulation steps", zero_stage=2, num_workers=2, accumulation_steps=2))
-    two.append(task("2 ranks, ZeRO 3, LoRA", zero_stage=3, num_workers=2, lora={"enabled": True, "rank": 4}))
+    two.append(task("2 ranks, ZeRO 3, LoRA", zero_stage=3, num_workers=2, lora=LoraConfig(enabled=True, rank=4)))
     run = RunDirectory(base_task.run_address)
     found = {}
     for tasks, workers in ((one, 1), (two, 2)):
-        tasks = [replace(t, config=type(t.config).model_validate(t.config.model_dump())) for t in tasks]
         state = run_tasks(tasks, base_task.config.model_copy(update={"num_workers": workers}))
         assert state.failed == {}
         for each in tasks:

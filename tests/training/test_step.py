@@ -16,7 +16,7 @@ from scpo_ray.training.batches import Preference, PreferenceSet
 from scpo_ray.training.step import collate_items, normalizers, parameter_groups, part_loss, placeholder_loss
 from tests import reference
 
-WORDS = "a b c d e f g h".split()
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 TOKENIZER = models.train_tokenizer(WORDS, vocab_size=64, architecture="llama")
 FORMATTER = Formatter(TOKENIZER, FormatConfig(max_tokens=32))
 
@@ -52,7 +52,7 @@ def _data(pairs, batching="interactions"):
 
 
 def _by_hand(model, data, config):
-    rewards = [float(model.values[torch.tensor(sequence.input_ids)].sum()) for sequence in data.sequences]
+    rewards = [model.values[torch.tensor(sequence.input_ids)].sum().item() for sequence in data.sequences]
     pairs = [pair for item in data.items for pair in item.pairs]
     chosen, rejected = [rewards[pair.chosen] for pair in pairs], [rewards[pair.rejected] for pair in pairs]
     weights = [pair.weight for pair in pairs]
