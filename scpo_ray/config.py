@@ -284,8 +284,9 @@ class OptimizationConfig(Section):
     dropout: bool = False
     """Leave the backbone's dropout on while training."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: forward and backward under autocast, master weights in float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """bfloat16: forward and backward under autocast, master weights in float32. auto: where the hardware multiplies it
+    natively (GPU, AMX, AVX512-BF16)."""
 
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel; on CPUs eager trains about twice as fast as sdpa."""
@@ -357,7 +358,7 @@ class ScoreConfig(Section):
     """Torch threads per actor; unset: the machine's cores divided by num_scorers."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the hardware multiplies it natively (GPU, AMX), else float32. The reward head stays float32."""
+    """auto: bfloat16 where the hardware multiplies it natively, else float32. The reward head stays float32."""
 
     cache_dir: Address | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """Where scores are kept by content, for every run; unset: `score_cache` beside the run directory."""

@@ -247,11 +247,16 @@ def prepare_for_training(model: PreTrainedModel, *, dropout: bool, gradient_chec
     model.train()
 
 
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """What a `precision` setting means on this device: auto is bfloat16 where the hardware multiplies it natively."""
+    return precision == "bfloat16" or (precision == "auto" and native_bfloat16(device))
+
+
 def native_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 natively, so that it is worth using."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def keep_head_float32(model: PreTrainedModel) -> None:

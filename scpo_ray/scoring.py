@@ -57,7 +57,7 @@ class RewardScorer:
         self._folder = folder
         self._formatter = Formatter(loaded.tokenizer, format_config)
         self._tokens_per_batch = tokens_per_batch
-        self._bfloat16 = uses_bfloat16(precision, self._device)
+        self._bfloat16 = models.uses_bfloat16(precision, self._device)
 
     @torch.inference_mode()
     def score(self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Scores:
@@ -85,8 +85,3 @@ class RewardScorer:
                 "damaged or overflows in this precision (try score.precision float32)"
             )
         return Scores(rewards, lengths, [sequence.truncated for sequence in sequences], cost)
-
-
-def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """What `score.precision` means on this device."""
-    return precision == "bfloat16" or (precision == "auto" and models.native_bfloat16(device))

@@ -12,21 +12,26 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from scpo_ray.config import LoraConfig, OptimizationConfig
+from scpo_ray.models import uses_bfloat16
 from scpo_ray.training.step import parameter_groups
 
 
-def make_engine(model: PreTrainedModel, config: OptimizationConfig, *, world_size: int) -> DeepSpeedEngine:
+def make_engine(
+    model: PreTrainedModel, config: OptimizationConfig, *, world_size: int, device: torch.device
+) -> DeepSpeedEngine:
     """A DeepSpeed engine with AdamW; ZeRO stage, accumulation and precision from the config."""
     optimizer = torch.optim.AdamW(
         parameter_groups(model, weight_decay=config.weight_decay),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, world_size))
+    bfloat16 = uses_bfloat16(config.precision, device)
+    settings = deepspeed_config(config, world_size=world_size, bfloat16=bfloat16)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
 
 
-def deepspeed_config(config: OptimizationConfig, world_size: int) -> dict:
+def deepspeed_config(config: OptimizationConfig, *, world_size: int, bfloat16: bool) -> dict:
     """DeepSpeed's own settings. Batch sizes are formal: micro-batches are cut by the loop, not by DeepSpeed."""
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -37,7 +42,7 @@ def deepspeed_config(config: OptimizationConfig, world_size: int) -> dict:
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {
-            "enabled": config.precision == "bfloat16",
+            "enabled": bfloat16,
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],  # gradients are reduced in float32
         },

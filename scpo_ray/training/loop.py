@@ -72,7 +72,7 @@ class Trainer:
             model, dropout=self.config.dropout, gradient_checkpointing=self.config.gradient_checkpointing
         )
         models.keep_head_float32(model)
-        self.engine = engines.make_engine(model, self.config, world_size=self.world_size)
+        self.engine = engines.make_engine(model, self.config, world_size=self.world_size, device=device)
         self.step = 0
         self.losses: list[float] = []
         self.validation_losses: list[tuple[int, float]] = []

@@ -35,15 +35,21 @@ class Head:
     environment: dict[str, str]
 
     def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [RAY, "job", "submit", "--address", self.address, "--working-dir", ".", "--", *entrypoint],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=JOB_S,
-            check=False,
-        )
+        """Waits for the node's agent, which registers some time after the dashboard answers."""
+        deadline = time.monotonic() + START_S
+        while True:
+            done = subprocess.run(
+                [RAY, "job", "submit", "--address", self.address, "--working-dir", ".", "--", *entrypoint],
+                cwd=ROOT,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=JOB_S,
+                check=False,
+            )
+            if "No available agent" not in done.stderr + done.stdout or time.monotonic() > deadline:
+                return done
+            time.sleep(1)
 
 
 @pytest.fixture(scope="module")
