@@ -43,6 +43,15 @@ NOT_IDENTITY: dict[str, JsonValue] = {"identity": False}
 """Marks settings that change cost or place, not the result: an artifact made under another value still counts."""
 
 
+def _absolute(address: str) -> str:
+    """Workers have other working directories."""
+    return address if "://" in address else os.path.abspath(os.path.expanduser(address))
+
+
+SharedFolder = Annotated[Address, AfterValidator(_absolute)]
+"""A folder that workers use as well; a relative path is taken from where the job is started."""
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable, and closed to unknown keys."""
 
@@ -275,10 +284,13 @@ class OptimizationConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     """Interactions (or prompts, or pairs) per optimiser step, over all workers and accumulation steps."""
 
+    length_window: int = Field(default=16, ge=1)
+    """Batches among which items are grouped by length, so that little is padded; 1: fully random order (as published)."""
+
     accumulation_steps: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Micro-batches per worker and optimiser step; changes memory, never the result."""
 
-    pad_to_multiple: int = Field(default=16, ge=1)
+    pad_to_multiple: int = Field(default=8, ge=1)
     """Round batch lengths up to a multiple of this: fewer shapes, faster kernels, more padding (tokens)."""
 
     dropout: bool = False
@@ -322,7 +334,7 @@ class OptimizationConfig(Section):
     checkpoint_every_steps: int = Field(default=200, ge=1, json_schema_extra=NOT_IDENTITY)
     """Optimiser steps between two checkpoints."""
 
-    checkpoint_dir: Address | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    checkpoint_dir: SharedFolder | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """Where unfinished trainings are kept, on a disk that all workers share; unset: `checkpoints` in the run directory."""
 
     max_failures: int = Field(default=2, ge=0, json_schema_extra=NOT_IDENTITY)
@@ -360,7 +372,7 @@ class ScoreConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the hardware multiplies it natively, else float32. The reward head stays float32."""
 
-    cache_dir: Address | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    cache_dir: SharedFolder | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """Where scores are kept by content, for every run; unset: `score_cache` beside the run directory."""
 
 

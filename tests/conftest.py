@@ -43,8 +43,8 @@ TINY = {
         }
     },
     "format": {"max_tokens": 96},
-    "train_global": {"epochs": 2, "learning_rate": 2e-3, "pad_to_multiple": 8},
-    "train": {"epochs": 1, "learning_rate": 1e-3, "pad_to_multiple": 8},
+    "train_global": {"epochs": 2, "learning_rate": 2e-3},
+    "train": {"epochs": 1, "learning_rate": 1e-3},
     "evaluate": {"num_resamples": 200},
 }
 """A world and budgets small enough for a test of a stage; too small for claims about the method."""

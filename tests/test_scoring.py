@@ -11,7 +11,8 @@ from scpo_ray import models
 from scpo_ray.config import FormatConfig, ModelConfig, ScoreConfig
 from scpo_ray.errors import DataError, ModelError
 from scpo_ray.formatting import Formatter
-from scpo_ray.scoring import RewardScorer, uses_bfloat16
+from scpo_ray.models import uses_bfloat16
+from scpo_ray.scoring import RewardScorer
 
 WORDS = ["fix", "the", "boat", "with", "care", "and", "decide", "it", "together", "or", "keep", "to", "facts"]
 FORMAT = FormatConfig(max_tokens=64)

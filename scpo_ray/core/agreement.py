@@ -31,8 +31,10 @@ def agreement(
         with np.errstate(over="ignore", invalid="ignore"):
             chosen = np.exp(chosen_rewards.astype(np.float32))
             rejected = np.exp(rejected_rewards.astype(np.float32))
-            return (chosen / (chosen + rejected)).astype(np.float64)
-    return expit(chosen_rewards.astype(np.float64) - rejected_rewards.astype(np.float64))
+            ratio: Array = (chosen / (chosen + rejected)).astype(np.float64)
+            return ratio
+    probability: Array = expit(chosen_rewards.astype(np.float64) - rejected_rewards.astype(np.float64))
+    return probability
 
 
 def disagreement_mask(*, agreement: Float[Array, " pairs"], threshold: float) -> Bool[Array, " pairs"]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 def token_budget_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> list[list[int]]:
     """Indices in batches of at most `tokens_per_batch` padded tokens, longest sequences first.
 
-    Neighbours in length share a batch, so padding stays small; the longest come first, so a batch that does not fit
-    the memory fails at once. A sequence longer than the budget gets a batch of its own.
+    Neighbours in length share a batch. A batch that is an eighth full also ends where lengths fall a tenth below its
+    longest, so that padding stays small even where there are few sequences of many lengths. The longest come first, so
+    that a batch which does not fit the memory fails at once. A sequence longer than the budget gets a batch of its own.
 
     Raises:
         ValueError: a length or the budget is not positive.
@@ -19,7 +20,10 @@ def token_budget_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> li
     batches: list[list[int]] = []
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if not batches or (len(batches[-1]) + 1) * longest > tokens_per_batch:
+        size = len(batches[-1]) * longest if batches else 0
+        is_full = size + longest > tokens_per_batch
+        is_uneven = lengths[index] < 0.9 * longest and size >= tokens_per_batch // 8
+        if not batches or is_full or is_uneven:
             batches.append([])
             longest = lengths[index]
         batches[-1].append(index)

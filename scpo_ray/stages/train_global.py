@@ -1,6 +1,7 @@
 """The global reward model: trained on the majority's pairs, or any checkpoint taken as it is."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.compute as pc
 
@@ -110,7 +111,7 @@ def _start_model(config: Config, directory: RunDirectory) -> StartModel:
     train = config.train_global
     if train.model is not None:
         models.check(models.resolve(train.model), may_lack_head=True)
-        return StartModel(train.model, new_head_seed=config.seed)
+        return StartModel(_for_workers(train.model), new_head_seed=config.seed)
     responses = directory.read_table("prepared/responses.parquet", columns=["context", "response"]).to_pylist()
     texts = (text for row in responses for text in (*(m["content"] for m in row["context"]), row["response"]))
     made = models.make(train.scratch, texts=texts, max_tokens=config.format.max_tokens, seed=config.seed)
@@ -128,5 +129,11 @@ def _take_as_it_is(config: Config, directory: RunDirectory, recipe: Recipe) -> M
     models.check(folder, may_lack_head=False)
     with recipe.making(directory) as draft:
         draft.content_hash = models.content_hash(folder)
-        draft.write_json(REFERENCE, {"address": address, "content_hash": draft.content_hash})
+        draft.write_json(REFERENCE, {"address": _for_workers(address), "content_hash": draft.content_hash})
     return directory.require(recipe.name, job="train_global")
+
+
+def _for_workers(address: str) -> str:
+    """A local folder as an absolute path: workers have other working directories."""
+    folder = Path(address).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else address

@@ -40,6 +40,7 @@ class PreferenceSet:
         self.sequences = sequences
         self.items = _items(preferences, batching)
         self.num_pairs = len(preferences)
+        self._longest = [max(len(sequences[index].input_ids) for index in item.responses) for item in self.items]
         self.lengths = [sum(len(sequences[index].input_ids) for index in item.responses) for item in self.items]
 
     def __len__(self) -> int:
@@ -50,16 +51,32 @@ class PreferenceSet:
         """Tokens of one pass over the set."""
         return sum(self.lengths)
 
-    def batches(self, *, batch_size: int, seed: int, first_step: int, num_steps: int) -> Iterator[list[Item]]:
-        """Global batches from optimiser step `first_step` on; each epoch has its own order, its last batch may be small."""
-        steps_per_epoch = -(-len(self.items) // batch_size)
-        epoch, order = -1, np.zeros(0, dtype=int)
+    def batches(
+        self, *, batch_size: int, seed: int, first_step: int, num_steps: int, length_window: int = 1
+    ) -> Iterator[list[Item]]:
+        """Global batches from optimiser step `first_step` on; each epoch has its own order, one batch may be small.
+
+        Within windows of `length_window` batches, items of similar length share a batch; 1 leaves the order to chance.
+        """
+        epoch, order = -1, []
         for step in range(first_step, num_steps):
+            steps_per_epoch = -(-len(self.items) // batch_size)
             if step // steps_per_epoch != epoch:
                 epoch = step // steps_per_epoch
-                order = np.random.default_rng([seed, epoch]).permutation(len(self.items))
-            start = step % steps_per_epoch * batch_size
-            yield [self.items[index] for index in order[start : start + batch_size]]
+                order = self._epoch(batch_size, np.random.default_rng([seed, epoch]), length_window)
+            yield [self.items[index] for index in order[step % steps_per_epoch]]
+
+    def _epoch(self, batch_size: int, random: np.random.Generator, length_window: int) -> list[list[int]]:
+        """One epoch's batches as item indices: shuffled, sorted by length within windows, cut, shuffled again."""
+        shuffled = random.permutation(len(self.items)).tolist()
+        size = batch_size * length_window
+        batches: list[list[int]] = []
+        for start in range(0, len(shuffled), size):
+            window = shuffled[start : start + size]
+            if length_window > 1:
+                window.sort(key=self._longest.__getitem__)
+            batches += [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
+        return [batches[index] for index in random.permutation(len(batches))] if length_window > 1 else batches
 
     def split(self, batch: Sequence[Item], *, num_parts: int) -> list[list[Item]]:
         """The batch's micro-batches, items of similar length together; some may be empty."""

@@ -178,7 +178,11 @@ def train(task: TrainingTask, bases: BaseModels, *, device: torch.device, progre
     validate_every = max(1, round(len(trainer.data) / task.config.batch_size / task.config.evaluations_per_epoch))
     start = time.monotonic()
     for batch in trainer.data.batches(
-        batch_size=task.config.batch_size, seed=trainer.seed, first_step=trainer.step, num_steps=trainer.num_steps
+        batch_size=task.config.batch_size,
+        seed=trainer.seed,
+        first_step=trainer.step,
+        num_steps=trainer.num_steps,
+        length_window=task.config.length_window,
     ):
         if trainer.is_out_of_patience():
             break

@@ -1,5 +1,7 @@
 """Which sequences share a forward pass."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,15 +26,20 @@ def test_every_index_once_and_within_the_budget(lengths, budget):
 
 @settings(max_examples=50, deadline=None)
 @given(lengths.filter(bool), st.integers(60, 200))
-def test_no_batch_could_have_taken_one_more(lengths, budget):
+def test_a_batch_ends_only_when_full_or_when_lengths_fall(lengths, budget):
     batches = token_budget_batches(lengths, tokens_per_batch=budget)
-    for batch in batches[:-1]:
-        assert (len(batch) + 1) * lengths[batch[0]] > budget
+    for batch, following in pairwise(batches):
+        longest, next_length = lengths[batch[0]], lengths[following[0]]
+        is_full = (len(batch) + 1) * longest > budget
+        is_uneven = next_length < 0.9 * longest and len(batch) * longest >= budget // 8
+        assert is_full or is_uneven
 
 
 def test_token_budget_batches_by_hand():
-    assert token_budget_batches([3, 9, 4, 4, 1], tokens_per_batch=9) == [[1], [2, 3], [0, 4]]
+    assert token_budget_batches([3, 9, 4, 4, 1], tokens_per_batch=9) == [[1], [2, 3], [0], [4]]
     assert token_budget_batches([50, 2], tokens_per_batch=10) == [[0], [1]]
+    assert token_budget_batches([10, 10, 9, 8], tokens_per_batch=80) == [[0, 1, 2], [3]], "8 is a fifth shorter than 10"
+    assert token_budget_batches([10, 9, 8], tokens_per_batch=800) == [[0, 1, 2]], "20 tokens are no eighth of 800"
     assert token_budget_batches([], tokens_per_batch=10) == []
 
 

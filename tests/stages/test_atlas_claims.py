@@ -38,10 +38,10 @@ def world_config(folder: str, seed: int, outlier_rate: float) -> Config:
         train_global=(
             {"model": f"{folder}/seed-{seed}-outliers-0.0/global_model", "epochs": 0}
             if outlier_rate
-            else {"epochs": 5, "learning_rate": 1e-3, "pad_to_multiple": 8}
+            else {"epochs": 5, "learning_rate": 1e-3}
         ),
         select={"strategy": "filter_weight", "controls": ["filter"]},
-        train={"epochs": 2, "learning_rate": 5e-4, "pad_to_multiple": 8},
+        train={"epochs": 2, "learning_rate": 5e-4},
         evaluate={"num_resamples": 200},
     )
 

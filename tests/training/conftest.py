@@ -20,7 +20,7 @@ def prepared_world(tmp_path_factory) -> Config:
             "atlas": {"num_prompts": 40, "majority_annotators": 16, "minority_annotators": 4, "num_minorities": 1}
         },
         format={"max_tokens": 96},
-        train_global={"epochs": 2, "learning_rate": 2e-3, "batch_size": 12, "pad_to_multiple": 8},
+        train_global={"epochs": 2, "learning_rate": 2e-3, "batch_size": 12},
     )
     prepare.run(config)
     return config
