@@ -57,7 +57,7 @@ def head() -> Iterator[Head]:
     # Not pytest's folder: Ray's sockets lie below, and their paths may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     (folder / "home").mkdir()
-    port, dashboard_port, client_port = free_ports(3)
+    port, dashboard_port, client_port, agent_port, grpc_port, metrics_port, env_port = free_ports(7)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -69,6 +69,10 @@ def head() -> Iterator[Head]:
         "node-ip-address": "127.0.0.1",
         "dashboard-port": dashboard_port,
         "ray-client-server-port": client_port,
+        "dashboard-agent-listen-port": agent_port,  # the session's own cluster may hold the default one
+        "dashboard-agent-grpc-port": grpc_port,
+        "metrics-export-port": metrics_port,
+        "runtime-env-agent-port": env_port,
         "num-cpus": 2,
         "object-store-memory": 100_000_000,
         "temp-dir": folder / "r",
