@@ -11,7 +11,7 @@ def main() -> None:
     config = load_config(description=__doc__)
     from scpo_ray.stages import select  # deferred: a bad config fails in milliseconds
 
-    print(select.run(config))
+    print(*select.run(config), sep="\n")
 
 
 if __name__ == "__main__":

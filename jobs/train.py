@@ -11,7 +11,7 @@ def main() -> None:
     config = load_config(description=__doc__)
     from scpo_ray.stages import train  # deferred: a bad config fails in milliseconds
 
-    print(train.run(config))
+    print(train.run_job(config))
 
 
 if __name__ == "__main__":

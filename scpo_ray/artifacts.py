@@ -27,7 +27,7 @@ from scpo_ray.errors import ArtifactError, StorageError
 from scpo_ray.records import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
-ROW_GROUP_SIZE = 65_536
+ROW_GROUP_SIZE = 8_192
 """Rows of a Parquet file that are read together."""
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("scpo_ray", "torch", "transformers", "ray", "deepspeed", "pyarrow", "numpy", "peft")
@@ -49,6 +49,10 @@ class Manifest:
     packages: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     created: str = ""
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{key} {value}" for key, value in self.statistics.items() if isinstance(value, int | float))
+        return f"{self.name}: made in {self.wall_time_s:.1f} s" + (f" ({counts})" if counts else "")
 
 
 class RunDirectory:

@@ -307,7 +307,7 @@ class OptimizationConfig(Section):
     lora: LoraConfig = LoraConfig()
 
     seeded: bool = True
-    """Seed initialisation, order and dropout from `seed`; off: from the operating system (as published)."""
+    """Seed order and dropout from `seed`; off: from the operating system (as published)."""
 
     evaluations_per_epoch: float = Field(default=1.0, gt=0)
     """Validation passes per epoch."""
@@ -340,6 +340,12 @@ class OptimizationConfig(Section):
     max_failures: int = Field(default=2, ge=0, json_schema_extra=NOT_IDENTITY)
     """How often a killed worker group is restarted from its last checkpoint."""
 
+    @model_validator(mode="after")
+    def _override_has_steps(self) -> "OptimizationConfig":
+        if self.max_steps_overrides_epochs and self.max_steps is None:
+            raise ValueError("max_steps_overrides_epochs is true, but max_steps is unset; set it")
+        return self
+
 
 class TrainGlobalConfig(OptimizationConfig):
     """The global reward model: the ruler, and where every community's model starts."""
@@ -350,6 +356,12 @@ class TrainGlobalConfig(OptimizationConfig):
     scratch: ModelConfig = ModelConfig()
     communities: tuple[str, ...] | None = None
     """Whose training pairs it learns from; the majority when unset."""
+
+    @model_validator(mode="after")
+    def _has_something_to_take(self) -> "TrainGlobalConfig":
+        if self.epochs == 0 and self.model is None:
+            raise ValueError("epochs 0 takes a model as it is, but model is unset; name one")
+        return self
 
 
 class ScoreConfig(Section):
@@ -443,7 +455,7 @@ class ReportConfig(Section):
 class Config(Section):
     """One run, from data to report."""
 
-    run_dir: Address = "runs/default"
+    run_dir: Annotated[Address, Field(min_length=1), AfterValidator(os.path.expanduser)] = "runs/default"
     """Where the artifacts go: a path, s3:// or gs:// address."""
 
     seed: int = Field(default=0, ge=0)

@@ -46,6 +46,7 @@ def run(config: Config) -> Manifest:
         draft.write_table("pairs.parquet", pairs)
         _write_ledgers(draft, datasets)
         _write_truth(draft, datasets)
+        draft.write_json("majority.json", majority)  # part of the content: the global model and the metrics follow it
         leakage = count_leakage(pairs)
         draft.write_json("leakage.json", leakage)
         draft.statistics |= _statistics(datasets, pairs, responses, majority) | {"leakage": leakage}

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from scpo_ray import models
 from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError
@@ -36,8 +37,11 @@ def global_model(config: Config, run: RunDirectory) -> Recipe:
     if train.model is not None:
         identity = {key: value for key, value in identity.items() if not key.startswith("train_global.scratch.")}
     inputs = {PREPARED: checked(run, prepared(config)).content_hash}
+    if train.model is not None:
+        inputs["train_global.model"] = _model_content(train.model)
     if train.model is not None and train.epochs == 0:
-        identity, inputs = {"train_global.model": train.model, "train_global.epochs": train.epochs}, {}
+        identity = {"train_global.model": train.model, "train_global.epochs": train.epochs}
+        del inputs[PREPARED]
     return Recipe(GLOBAL_MODEL, "train_global", identity, inputs, config.seed)
 
 
@@ -47,9 +51,13 @@ def scores(config: Config, run: RunDirectory) -> Recipe:
         PREPARED: checked(run, prepared(config)).content_hash,
         GLOBAL_MODEL: checked(run, global_model(config, run)).content_hash,
     }
-    return Recipe(
-        SCORES, "score", config.score.identity("score") | config.format.identity("format"), inputs, config.seed
-    )
+    identity = config.format.identity("format") | {"score.precision": score_precision(config)}
+    return Recipe(SCORES, "score", identity, inputs, config.seed)
+
+
+def score_precision(config: Config) -> str:
+    """`score.precision`, auto resolved."""
+    return models.resolved_precision(config.score.precision, on_gpu=config.score.gpus_per_scorer > 0)
 
 
 def decisions(config: Config, run: RunDirectory, strategy: str) -> Recipe:
@@ -89,7 +97,7 @@ def model_name(config: Config, strategy: str, community: str) -> str:
 
 def evaluation(config: Config, run: RunDirectory, trained: dict[str, Manifest]) -> Recipe:
     """Rewards and metrics of the trained models (`STRATEGY/COMMUNITY` -> manifest) on test pairs."""
-    identity = config.evaluate.identity("evaluate") | {"score.precision": config.score.precision, "seed": config.seed}
+    identity = config.evaluate.identity("evaluate") | {"score.precision": score_precision(config), "seed": config.seed}
     inputs = {name: manifest.content_hash for name, manifest in trained.items()}
     inputs[SCORES] = checked(run, scores(config, run)).content_hash
     for strategy in config.select.strategies:
@@ -125,6 +133,19 @@ def _local_files(config: Config) -> Iterator[Path]:
         for address in named.get(dataset, ()):
             path = Path(address).expanduser()
             yield from sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
+
+
+def _model_content(address: str) -> str:
+    """What lies at a model's address: the hub's revision, or a hash of the files."""
+    folder = models.resolve(address)
+    if folder.parent.name == "snapshots":
+        return folder.name
+    return _hash_model(folder, max(path.stat().st_mtime_ns for path in folder.iterdir()))
+
+
+@functools.lru_cache(maxsize=16)
+def _hash_model(folder: Path, modified_ns: int) -> str:
+    return models.content_hash(folder)
 
 
 def _hash_file(path: Path) -> str:

@@ -67,6 +67,10 @@ def score_models(
         ConfigError: the actors ask for more than the cluster has.
         ModelError: a model cannot be loaded, or gives rewards that are not finite.
     """
+    from scpo_ray.stages.recipes import score_precision
+
+    score = config.score.model_copy(update={"precision": score_precision(config)})
+    config = config.model_copy(update={"score": score})
     caches = {model.name: _cache(model, config) for model in wanted}
     missing = {model.name: _missing(model, caches[model.name]) for model in wanted}
     cost = ScoringCost()
@@ -117,7 +121,7 @@ class _ReadMissing:
         self._run_address, self._missing = run_address, ray.put(missing)
 
     def num_row_groups(self) -> int:
-        """Row groups of the responses: the unit of reading, 65,536 rows."""
+        """Row groups of the responses: the unit of reading and of spreading work over scorers."""
         with RunDirectory(self._run_address).open_parquet(RESPONSES_FILE) as file:
             return file.num_row_groups
 

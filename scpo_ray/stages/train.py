@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
-from scpo_ray.errors import DataError, ScpoError
+from scpo_ray.errors import DataError, ScpoError, TrainingError
 from scpo_ray.runtime import Bar, connect, progress_bar
 from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import global_model_address
@@ -52,6 +52,21 @@ def run(config: Config) -> TrainOutcome:
                 outcome.trained[task.name] = directory.require(task.recipe.name, job="train")
                 outcome.made.add(task.name)
     return outcome
+
+
+def run_job(config: Config) -> str:
+    """`run`, for the command line: one line per model.
+
+    Raises:
+        TrainingError: communities failed; the message has their reasons.
+    """
+    outcome = run(config)
+    if outcome.failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in outcome.failed.items())
+        raise TrainingError(
+            f"{len(outcome.failed)} of {len(outcome.failed) + len(outcome.trained)} not trained: {reasons}"
+        )
+    return "\n".join(str(manifest) for manifest in outcome.trained.values())
 
 
 def communities_to_train(config: Config, directory: RunDirectory) -> list[str]:
@@ -106,6 +121,7 @@ def plan(config: Config, directory: RunDirectory) -> tuple[list[TrainingTask], T
             if made is not None:
                 outcome.trained[name] = made
                 continue
+            directory.remove(recipe.name)  # a stale model, which `rebuild` allows to go, must not outlive a failure
             try:
                 check_enough(community, decided[community]["num_kept"], config.train.min_pairs)
             except ScpoError as error:

@@ -1,7 +1,9 @@
 """DeepSpeed around one reward model: steps, gathered weights, checkpoints."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import deepspeed
@@ -12,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from scpo_ray.config import LoraConfig, OptimizationConfig
+from scpo_ray.errors import ScpoError
 from scpo_ray.models import uses_bfloat16
 from scpo_ray.training.step import parameter_groups
 
@@ -93,6 +96,21 @@ def merge_adapters(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> Pr
     """A plain model with `state`'s weights, adapters folded in. `model` is what `with_adapters` returned, on CPU."""
     model.load_state_dict(state)
     return model.merge_and_unload()
+
+
+@contextlib.contextmanager
+def raised_on_every_rank() -> Iterator[None]:
+    """What one rank raises of scpo_ray's errors, all raise: nobody waits for a rank that has given up."""
+    error = None
+    try:
+        yield
+    except ScpoError as raised:
+        error = raised
+    errors: list[ScpoError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    for found in errors:
+        if found is not None:
+            raise found
 
 
 def save_checkpoint(engine: DeepSpeedEngine, folder: Path, *, state: dict) -> None:

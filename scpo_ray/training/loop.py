@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from scpo_ray import models
-from scpo_ray.artifacts import RunDirectory, content_hash_of
+from scpo_ray.artifacts import RunDirectory, content_hash_of, storage_errors
 from scpo_ray.core.schedules import learning_rate, num_optimizer_steps
 from scpo_ray.errors import DataError, TrainingError
 from scpo_ray.formatting import Formatter
@@ -59,6 +59,11 @@ class Trainer:
             raise DataError(f"{task.name}: no training pairs left after selection; raise select.agreement_threshold")
         self.data: PreferenceSet = data
         self.validation = load_preferences(task, self.formatter, split="validation")
+        if self.validation is None and (self.config.patience is not None or self.config.keep == "best"):
+            raise DataError(
+                f"{task.name}: no validation pairs, which patience and keep: best need; raise "
+                "prepare.validation_fraction or leave both unset"
+            )
         self.num_steps = num_optimizer_steps(
             num_items=len(data),
             batch_size=self.config.batch_size,
@@ -231,6 +236,7 @@ class Checkpoints:
         trainer = self._trainer
         state = {
             "step": trainer.step,
+            "seed": trainer.seed,
             "losses": trainer.losses,
             "validation_losses": trainer.validation_losses,
             "num_tokens": trainer.num_tokens,
@@ -252,11 +258,12 @@ class Checkpoints:
         if self._trainer.config.keep != "best" or self._trainer.best_step != self._trainer.step:
             return
         state = engines.gather_state(self._trainer.engine)
-        if state is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / f"best_{self._trainer.step}.pt"
-            torch.save(state, path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
+        path = self._folder / f"best_{self._trainer.step}.pt"
+        with engines.raised_on_every_rank(), storage_errors(str(path)):
+            if state is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                torch.save(state, path.with_suffix(".tmp"))
+                os.replace(path.with_suffix(".tmp"), path)
 
     def best(self) -> tuple[int, dict[str, torch.Tensor]] | None:
         """(step, weights) of the best validation, on rank 0, when the config keeps them."""
@@ -278,28 +285,31 @@ def checkpoint_folder(task: TrainingTask) -> Path:
 
 
 def _write_artifact(trainer: Trainer, checkpoints: Checkpoints, bases: BaseModels) -> TrainingSummary | None:
-    """Rank 0 writes model, card and metrics; every rank waits until it has."""
+    """Rank 0 writes model, card and metrics; every rank waits until it has, or raises what it raised."""
     state = engines.gather_state(trainer.engine)
     summary = None
-    if trainer.rank == 0:
-        assert state is not None
-        best = checkpoints.best()
-        kept_step, kept_state = best if best is not None else (trainer.step, state)
-        summary = TrainingSummary(
-            task=trainer.task.name,
-            num_steps=trainer.step,
-            num_pairs=trainer.data.num_pairs,
-            num_tokens=trainer.num_tokens,
-            num_padded_tokens=trainer.num_padded_tokens,
-            wall_time_s=round(trainer.wall_time_s, 3),
-            losses=trainer.losses,
-            validation_losses=trainer.validation_losses,
-            kept_step=kept_step,
-        )
-        _save(trainer, _final_model(trainer, kept_state, bases), kept_state, summary)
-        checkpoints.remove()
-    dist.barrier()
+    with engines.raised_on_every_rank():
+        if state is not None:
+            best = checkpoints.best()
+            kept_step, kept_state = best if best is not None else (trainer.step, state)
+            summary = _summarize(trainer, kept_step)
+            _save(trainer, _final_model(trainer, kept_state, bases), kept_state, summary)
+            checkpoints.remove()
     return summary
+
+
+def _summarize(trainer: Trainer, kept_step: int) -> TrainingSummary:
+    return TrainingSummary(
+        task=trainer.task.name,
+        num_steps=trainer.step,
+        num_pairs=trainer.data.num_pairs,
+        num_tokens=trainer.num_tokens,
+        num_padded_tokens=trainer.num_padded_tokens,
+        wall_time_s=round(trainer.wall_time_s, 3),
+        losses=trainer.losses,
+        validation_losses=trainer.validation_losses,
+        kept_step=kept_step,
+    )
 
 
 def _final_model(trainer: Trainer, state: dict[str, torch.Tensor], bases: BaseModels) -> PreTrainedModel:

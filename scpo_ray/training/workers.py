@@ -129,7 +129,7 @@ def _trainer(queue, config: OptimizationConfig, group: int, name: str, *, num_ta
         run_config=RunConfig(
             name=name,
             storage_path=str(Path.home() / "ray_results"),
-            failure_config=FailureConfig(max_failures=config.max_failures * num_tasks),
+            failure_config=FailureConfig(max_failures=(config.max_failures + 1) * num_tasks),
         ),
     )
 

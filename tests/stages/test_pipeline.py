@@ -21,7 +21,8 @@ from tests.conftest import TINY
 def finished_run(ray_cluster, tmp_path_factory) -> Config:
     """A small atlas run with SCPO and one control, from nothing to report."""
     run_dir = str(tmp_path_factory.mktemp("pipeline") / "run")
-    config = Config(run_dir=run_dir, **TINY, select={"controls": ["none"]}, report={"title": "A small world"})
+    sections = {"select": {"controls": ["none"]}, "score": {"precision": "float32"}}
+    config = Config(run_dir=run_dir, **TINY, **sections, report={"title": "A small world"})
     assert pipeline.run(config) == f"{run_dir}/report.html"
     return config
 

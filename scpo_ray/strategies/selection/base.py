@@ -30,6 +30,7 @@ class Decision:
 Strategy = Callable[[PairView, SelectConfig], Decision]
 
 
-def threshold_reasons(kept: Bool[np.ndarray, " pairs"]) -> list[str]:
-    """The filter's reason for each pair."""
-    return ["kept: agreement below threshold" if keep else "dropped: the global model agrees" for keep in kept]
+def threshold_reasons(kept: Bool[np.ndarray, " pairs"], agreement: Float[np.ndarray, " pairs"]) -> list[str]:
+    """The filter's reason for each pair; NaN agreements come from the published form's overflow."""
+    dropped = np.where(np.isnan(agreement), "dropped: agreement is not a number", "dropped: the global model agrees")
+    return np.where(kept, "kept: agreement below threshold", dropped).tolist()

@@ -10,4 +10,4 @@ from scpo_ray.strategies.selection.base import Decision, PairView, threshold_rea
 def decide(pairs: PairView, config: SelectConfig) -> Decision:
     """kept = p < τ, w = 1."""
     kept = disagreement_mask(agreement=pairs.agreement, threshold=config.agreement_threshold)
-    return Decision(kept, kept.astype(np.float64), threshold_reasons(kept))
+    return Decision(kept, kept.astype(np.float64), threshold_reasons(kept, pairs.agreement))
