@@ -129,7 +129,10 @@ def _trainer(queue, config: OptimizationConfig, group: int, name: str, *, num_ta
         run_config=RunConfig(
             name=name,
             storage_path=str(Path.home() / "ray_results"),
-            failure_config=FailureConfig(max_failures=(config.max_failures + 1) * num_tasks),
+            failure_config=FailureConfig(
+                max_failures=(config.max_failures + 1) * num_tasks,
+                controller_failure_limit=10,  # workers that die while starting; without it Ray tries for ever
+            ),
         ),
     )
 

@@ -235,6 +235,7 @@ NAMED_DEFAULTS = {
     "prepare.stratify": True,
     "select.agreement_form": "sigmoid",
     "train.batching": "interactions",
+    "train.length_window": 16,
     "train.dropout": False,
     "train.seeded": True,
     "evaluate.dropout": False,

@@ -93,8 +93,13 @@ def test_a_group_that_keeps_dying_fails_its_task_and_the_others_finish(ray_clust
 
     tasks = [replace(task, size=sizes[task.name]) for task in (doomed, healthy)]
 
+    killed_at: list[tuple[int, int, float]] = []
+
     def kill_always(state) -> None:
-        if state.progress.get("doomed", (0, 0, 0.0))[0] >= 1 and "doomed" not in state.failed:
+        """Whenever it has moved since the last kill: a worker that is killed before it takes a task counts for none."""
+        progress = state.progress.get("doomed")
+        if progress is not None and "doomed" not in state.failed and progress not in killed_at[-1:]:
+            killed_at.append(progress)
             for process in training_workers():
                 process.send_signal(signal.SIGKILL)
                 process.wait(10)
