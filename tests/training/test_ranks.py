@@ -10,7 +10,7 @@ from scpo_ray.training.workers import run_tasks
 
 STEPS = 12
 LOSS_TOLERANCE = 2e-5
-"""Nats per pair over 12 steps; float32 sums in another order differ by about 1e-6 (measured: see docs/training.md)."""
+"""Nats per pair over 12 steps; float32 sums in another order round differently."""
 WEIGHT_TOLERANCE = 2e-4
 """AdamW divides by the root of squared gradients, so that rounding of tiny gradients shows in weights of size 0.1."""
 
