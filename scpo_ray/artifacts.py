@@ -11,7 +11,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -29,6 +31,7 @@ from scpo_ray.records import SCHEMA_VERSION
 MANIFEST = "manifest.json"
 ROW_GROUP_SIZE = 8_192
 """Rows of a Parquet file that are read together."""
+_HOST = re.sub(r"\W", "-", socket.gethostname())
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("scpo_ray", "torch", "transformers", "ray", "deepspeed", "pyarrow", "numpy", "peft")
 
@@ -160,7 +163,8 @@ class RunDirectory:
             if self.is_local:
                 parent = (Path(self._root) / name).parent
                 parent.mkdir(parents=True, exist_ok=True)
-                staging = parent / f".{Path(name).name}.{uuid.uuid4().hex[:8]}.tmp"
+                _sweep(parent)
+                staging = parent / f".{Path(name).name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
                 staging.mkdir()
             else:
                 staging = Path(tempfile.mkdtemp(prefix="scpo-"))
@@ -181,7 +185,7 @@ class RunDirectory:
                 stream.write(text)
             return
         target = Path(self._root) / name
-        retired = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+        retired = staging.with_suffix(".old")
         if target.exists():
             target.rename(retired)
         staging.rename(target)
@@ -314,6 +318,24 @@ def storage_errors(place: str) -> Iterator[None]:
         raise StorageError(f"{error.filename or place}: {reason}; {remedy}") from error
     except pa.ArrowInvalid as error:
         raise StorageError(f"{place}: {str(error).splitlines()[0]}") from error
+
+
+def _sweep(parent: Path) -> None:
+    """Delete what killed writers of this machine left in a folder; another machine's may still be at work."""
+    for path in parent.glob(f".*.{_HOST}.*.*.*"):
+        writer, suffix = path.name.split(".")[-3], path.suffix
+        if suffix in (".tmp", ".old") and writer.isdigit() and not _is_running(int(writer)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _package_versions() -> dict[str, str]:

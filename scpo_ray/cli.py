@@ -99,7 +99,7 @@ def run(main: Callable[[], object]) -> None:
         main()
     except ScpoError as error:
         cause = getattr(error, "cause", error)  # Ray re-raises a worker's error with its remote traceback as the text
-        print(f"scpo_ray: error: {cause}", file=sys.stderr)
+        print("scpo_ray: error: " + str(cause).replace("\n", "\\n"), file=sys.stderr)  # one line, whatever a name holds
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         print("scpo_ray: interrupted; the same command resumes after the last finished step", file=sys.stderr)

@@ -120,6 +120,28 @@ def test_removed_is_gone(run):
     run.remove(RECIPE.name)
 
 
+KILLED = """
+import sys, os, signal
+from scpo_ray.artifacts import RunDirectory
+with RunDirectory(sys.argv[1]).writing("scored/global") as folder:
+    (folder / "half.parquet").write_bytes(b"PAR1")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_a_running_one_writes_is_not(tmp_path):
+    address = str(tmp_path / "runs")
+    subprocess.run([sys.executable, "-c", KILLED, address], check=False, timeout=60)
+    run = RunDirectory(address)
+    (left,) = Path(address, "scored").iterdir()
+    assert left.name.endswith(".tmp")
+    with run.writing("scored/other"):  # of this process, which runs
+        with run.writing("scored/third"):
+            assert not left.exists()
+            assert len(list(Path(address, "scored").iterdir())) == 2
+        assert len(list(Path(address, "scored").iterdir())) == 2
+
+
 def test_write_file_replaces(run, tmp_path):
     run.write_file("reports/report.html", b"one")
     run.write_file("reports/report.html", b"two")

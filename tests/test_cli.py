@@ -458,6 +458,15 @@ def test_run_turns_errors_into_a_line_and_a_code(capsys, error, code, line):
     assert capsys.readouterr() == ("", line)
 
 
+def test_an_error_about_a_name_with_a_line_break_is_one_line(capsys):
+    def main() -> None:
+        raise DataError("New\nZealand: no pairs")
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert capsys.readouterr().err == "scpo_ray: error: New\\nZealand: no pairs\n"
+
+
 def test_run_shows_a_remote_error_without_its_traceback(capsys):
     from ray.exceptions import RayTaskError
 

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from scpo_ray import models
@@ -15,7 +14,7 @@ PREPARED, GLOBAL_MODEL, SCORES, EVALUATION = "prepared", "global_model", "scores
 
 
 def prepared(config: Config) -> Recipe:
-    """Responses, pairs and splits: from the configured data sets, whose local files count by content."""
+    """Responses, pairs and splits: from the configured data sets. A local file counts by name and content, not place."""
     prepare = config.prepare
     unused = {
         f"prepare.{name}."
@@ -25,9 +24,14 @@ def prepared(config: Config) -> Recipe:
     identity = {key: value for key, value in prepare.identity("prepare").items() if not key.startswith(tuple(unused))}
     if "atlas" in prepare.datasets:
         identity["seed"] = config.seed
-    return Recipe(
-        PREPARED, "prepare", identity, {str(path): _hash_file(path) for path in _local_files(config)}, config.seed
-    )
+    inputs = {}
+    for key, addresses in _sources(config).items():
+        names = [Path(address).name if _is_local(address) else address for address in addresses]
+        identity[key] = names if isinstance(identity[key], list) else names[0]
+        for position, address in enumerate(addresses):
+            for path in _local_files(address):
+                inputs[f"{key}[{position}] {path.name}"] = _hash_file(path)
+    return Recipe(PREPARED, "prepare", identity, inputs, config.seed)
 
 
 def global_model(config: Config, run: RunDirectory) -> Recipe:
@@ -121,18 +125,25 @@ def checked(run: RunDirectory, recipe: Recipe) -> Manifest:
     return manifest
 
 
-def _local_files(config: Config) -> Iterator[Path]:
+def _sources(config: Config) -> dict[str, tuple[str, ...]]:
+    """Setting -> addresses, for every configured data set that is read from somewhere."""
     prepare = config.prepare
     named = {
-        "prism": (prepare.prism.path,),
-        "global_opinions": (prepare.global_opinions.path,),
-        "pair_files": prepare.pair_files.paths,
-        "general_preferences": prepare.general_preferences.paths,
+        "prism": ("prepare.prism.path", (prepare.prism.path,)),
+        "global_opinions": ("prepare.global_opinions.path", (prepare.global_opinions.path,)),
+        "pair_files": ("prepare.pair_files.paths", prepare.pair_files.paths),
+        "general_preferences": ("prepare.general_preferences.paths", prepare.general_preferences.paths),
     }
-    for dataset in prepare.datasets:
-        for address in named.get(dataset, ()):
-            path = Path(address).expanduser()
-            yield from sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
+    return dict(named[dataset] for dataset in prepare.datasets if dataset in named)
+
+
+def _is_local(address: str) -> bool:
+    return Path(address).expanduser().exists()
+
+
+def _local_files(address: str) -> list[Path]:
+    path = Path(address).expanduser()
+    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
 
 
 def _model_content(address: str) -> str:

@@ -10,11 +10,13 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from torch import nn
 from transformers import PreTrainedModel
 
+from scpo_ray.artifacts import storage_errors
 from scpo_ray.config import LoraConfig, OptimizationConfig
-from scpo_ray.errors import ScpoError
+from scpo_ray.errors import ScpoError, StorageError
 from scpo_ray.models import uses_bfloat16
 from scpo_ray.training.step import parameter_groups
 
@@ -114,18 +116,42 @@ def raised_on_every_rank() -> Iterator[None]:
 
 
 def save_checkpoint(engine: DeepSpeedEngine, folder: Path, *, state: dict) -> None:
-    """Every rank's part into one folder that appears whole: written beside, renamed by rank 0 after all have written."""
+    """Every rank's part into one folder that appears whole: written beside, renamed by rank 0 after all have written.
+
+    Raises:
+        StorageError: a rank could not write its part (raised on every rank); older checkpoints are still there.
+    """
     staging = folder.with_name(f".{folder.name}.tmp")
-    if dist.get_rank() == 0:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    dist.barrier()
+    with raised_on_every_rank(), storage_errors(str(staging)):
+        if dist.get_rank() == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+            (staging / "state").mkdir(parents=True)
+    writer = _PatientWriter()
+    engine.checkpoint_engine = writer
     engine.save_checkpoint(str(staging), tag="state", save_latest=False, exclude_frozen_parameters=True)
-    torch.save(state | {"rng": torch.get_rng_state()}, staging / f"rank_{dist.get_rank()}.pt")
-    dist.barrier()
-    if dist.get_rank() == 0:
-        os.rename(staging, folder)
-    dist.barrier()
+    writer.save(state | {"rng": torch.get_rng_state()}, str(staging / f"rank_{dist.get_rank()}.pt"))
+    with raised_on_every_rank():
+        if writer.error is not None:
+            raise writer.error
+    with raised_on_every_rank(), storage_errors(str(folder)):
+        if dist.get_rank() == 0:
+            os.rename(staging, folder)
+
+
+class _PatientWriter(TorchCheckpointEngine):
+    """Keeps a failed write's error for later: DeepSpeed's barriers come first, and a rank that left would hang the rest."""
+
+    error: StorageError | None = None
+
+    def save(self, state_dict: dict, path: str) -> None:
+        """Write one file, or note why not."""
+        try:
+            torch.save(state_dict, path)
+        except (OSError, RuntimeError) as error:  # torch's C++ writer reports a full disk as a RuntimeError
+            reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+            self.error = self.error or StorageError(
+                f"{path}: the checkpoint cannot be written ({reason}); free space and rerun, the last one is still there"
+            )
 
 
 def load_checkpoint(engine: DeepSpeedEngine, folder: Path) -> dict:

@@ -7,14 +7,13 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from scpo_ray import models
-from scpo_ray.artifacts import RunDirectory, content_hash_of, storage_errors
+from scpo_ray.artifacts import RunDirectory, storage_errors
 from scpo_ray.core.schedules import learning_rate, num_optimizer_steps
 from scpo_ray.errors import DataError, TrainingError
 from scpo_ray.formatting import Formatter
@@ -23,7 +22,7 @@ from scpo_ray.training.batches import Item, PreferenceSet
 from scpo_ray.training.data import load_preferences
 from scpo_ray.training.model_card import model_card
 from scpo_ray.training.step import collate_items, normalizers, part_loss, placeholder_loss
-from scpo_ray.training.task import StartModel, TrainingSummary, TrainingTask
+from scpo_ray.training.task import StartModel, TrainingSummary, TrainingTask, checkpoint_folder
 
 Progress = Callable[[int, int, float], None]
 
@@ -275,13 +274,6 @@ class Checkpoints:
     def remove(self) -> None:
         """Nothing of an unfinished training is needed once its artifact is there."""
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def checkpoint_folder(task: TrainingTask) -> Path:
-    """`checkpoint_dir`, or `checkpoints` in the run directory; the last part is a digest of the recipe."""
-    recipe = task.recipe
-    digest = content_hash_of(recipe.name, dict(recipe.identity), dict(recipe.inputs))[:16]
-    return Path(task.config.checkpoint_dir or f"{task.run_address}/checkpoints").absolute() / digest
 
 
 def _write_artifact(trainer: Trainer, checkpoints: Checkpoints, bases: BaseModels) -> TrainingSummary | None:

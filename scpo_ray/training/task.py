@@ -1,8 +1,9 @@
 """What one training is: picklable, so that a queue can hand it to any worker group. Imports no model library."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from scpo_ray.artifacts import Recipe
+from scpo_ray.artifacts import Recipe, content_hash_of
 from scpo_ray.config import FormatConfig, OptimizationConfig
 
 
@@ -56,3 +57,10 @@ class TrainingSummary:
     losses: list[float]
     validation_losses: list[tuple[int, float]]
     kept_step: int
+
+
+def checkpoint_folder(task: TrainingTask) -> Path:
+    """`checkpoint_dir`, or `checkpoints` in the run directory; the last part is a digest of the recipe."""
+    recipe = task.recipe
+    digest = content_hash_of(recipe.name, dict(recipe.identity), dict(recipe.inputs))[:16]
+    return Path(task.config.checkpoint_dir or f"{task.run_address}/checkpoints").absolute() / digest

@@ -1,6 +1,7 @@
 """Many trainings in one Ray job: worker groups that take tasks from a queue, longest first."""
 
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.errors import ScpoError, TrainingError
-from scpo_ray.training.task import TrainingSummary, TrainingTask
+from scpo_ray.training.task import TrainingSummary, TrainingTask, checkpoint_folder
 
 _POLL_S = 0.5
 
@@ -86,18 +87,19 @@ def run_tasks(
     num_groups = min(num_groups, len(tasks))
     check_resources(config, num_groups)
     queue = TaskQueue.remote(list(tasks), config.max_failures)
-    names = [f"scpo-{uuid.uuid4().hex[:8]}" for _ in range(num_groups)]
-    with ThreadPoolExecutor(num_groups) as threads:
-        futures = [
-            threads.submit(_trainer(queue, config, group, names[group], num_tasks=len(tasks)).fit)
-            for group in range(num_groups)
-        ]
-        while not all(future.done() for future in futures):
-            time.sleep(_POLL_S)
-            on_progress(ray.get(queue.state.remote()))
+    bookkeeping = Path(checkpoint_folder(tasks[0]).parent, f"ray_train-{uuid.uuid4().hex[:8]}")
+    trainers = [_trainer(queue, config, group, bookkeeping, num_tasks=len(tasks)) for group in range(num_groups)]
+    try:
+        with ThreadPoolExecutor(num_groups) as threads:
+            futures = [threads.submit(trainer.fit) for trainer in trainers]
+            while not all(future.done() for future in futures):
+                time.sleep(_POLL_S)
+                on_progress(ray.get(queue.state.remote()))
+    finally:
+        shutil.rmtree(bookkeeping, ignore_errors=True)
     state: TaskState = ray.get(queue.state.remote())
     on_progress(state)
-    _raise_unfinished(state, futures)
+    _account_for_all(tasks, state, futures)
     return state
 
 
@@ -118,7 +120,8 @@ def check_resources(config: OptimizationConfig, num_groups: int) -> None:
             )
 
 
-def _trainer(queue, config: OptimizationConfig, group: int, name: str, *, num_tasks: int) -> TorchTrainer:
+def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *, num_tasks: int) -> TorchTrainer:
+    """A worker group. Ray Train keeps notes of its own in `bookkeeping`, on the disk that holds the checkpoints."""
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {})
     return TorchTrainer(
         train_fn,
@@ -127,8 +130,8 @@ def _trainer(queue, config: OptimizationConfig, group: int, name: str, *, num_ta
             num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=str(Path.home() / "ray_results"),
+            name=f"group_{group}",
+            storage_path=str(bookkeeping),
             failure_config=FailureConfig(
                 max_failures=(config.max_failures + 1) * num_tasks,
                 controller_failure_limit=10,  # workers that die while starting; without it Ray tries for ever
@@ -179,13 +182,18 @@ def _same_on_all_ranks(take, group: int) -> TrainingTask | None:
     return taken[0]
 
 
-def _raise_unfinished(state: TaskState, futures: Sequence[Future]) -> None:
+def _account_for_all(tasks: Sequence[TrainingTask], state: TaskState, futures: Sequence[Future]) -> None:
+    """A worker group that ended early takes down its own trainings alone; with nothing finished at all, it is an error."""
     errors = [error for future in futures if (error := future.exception()) is not None]
     for error in errors:
         if not isinstance(error, ray.train.TrainingFailedError):
             raise error
-    if len(state.finished) + len(state.failed) < state.num_tasks:
-        reason = str(errors[0]).strip().splitlines()[-1] if errors else "the worker groups ended early"
-        raise TrainingError(
-            f"{state.num_tasks - len(state.finished)} trainings did not finish: {reason}; rerun to resume"
-        ) from (errors[0] if errors else None)
+    unfinished = [task.name for task in tasks if task.name not in state.finished and task.name not in state.failed]
+    if not unfinished:
+        return
+    reason = str(errors[0]).strip().splitlines()[-1] if errors else "the worker groups ended early"
+    if not state.finished:
+        raise TrainingError(f"{', '.join(unfinished)}: not finished: {reason}; rerun to resume") from next(
+            iter(errors), None
+        )
+    state.failed |= dict.fromkeys(unfinished, f"not finished: {reason}; rerun to resume")

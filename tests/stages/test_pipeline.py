@@ -191,6 +191,7 @@ def test_killed_scoring_scores_only_what_is_missing(ray_cluster, tiny_reward_mod
     import signal
     import time
 
+    import psutil
     import pyarrow.parquet as pq
 
     arguments = ["--run_dir", str(tmp_path / "run"), "--train_global.model", str(tiny_reward_model)]
@@ -207,9 +208,10 @@ def test_killed_scoring_scores_only_what_is_missing(ray_cluster, tiny_reward_mod
     deadline = time.monotonic() + 120
     while len(list(cache.glob("*/*.parquet"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
+    actors = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(2)  # actors notice that their driver is gone
+    assert not psutil.wait_procs(actors, timeout=60)[1], "actors notice that their driver is gone"
     shards = list(cache.glob("*/*.parquet"))
     num_survived = sum(pq.read_metadata(shard).num_rows for shard in shards)
     total = RunDirectory(config.run_dir).find("prepared").statistics["num_responses"]

@@ -361,13 +361,25 @@ class TestReuse:
             prepare.run(config)
         (path,) = config.prepare.pair_files.paths
         assert str(raised.value) == (
-            f"{config.run_dir}/prepared: made from another {path} (it has changed since); use another --run_dir, "
+            f"{config.run_dir}/prepared: made from another prepare.pair_files.paths[0] {Path(path).name} (it has changed "
+            "since); use another --run_dir, "
             "or --rebuild true to remake it and what follows"
         )
         rebuilt = prepare.run(config.model_copy(update={"rebuild": True}))
         assert rebuilt.statistics["num_pairs"] == first.statistics["num_pairs"] + 1
         assert rebuilt.content_hash != first.content_hash
         assert prepare.run(config) == rebuilt
+
+    def test_the_same_file_under_another_path(self, pairs_config, tmp_path):
+        config = pairs_config(rows_of("Here", num_annotators=5, num_pairs=60))
+        first = prepare.run(config)
+        (path,) = config.prepare.pair_files.paths
+        moved = tmp_path / "elsewhere" / Path(path).name
+        moved.parent.mkdir()
+        Path(path).rename(moved)
+        pair_files = config.prepare.pair_files.model_copy(update={"paths": (str(moved),)})
+        config = config.model_copy(update={"prepare": config.prepare.model_copy(update={"pair_files": pair_files})})
+        assert prepare.run(config) == first
 
     def test_a_file_of_a_folder_counts_too(self, prism_config, tmp_path):
         config = prism_config()

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from scpo_ray.artifacts import RunDirectory
-from scpo_ray.training.loop import checkpoint_folder
+from scpo_ray.training.task import checkpoint_folder
 from scpo_ray.training.workers import run_tasks
 
 SETTINGS = {"max_steps": 60, "epochs": 20.0, "max_steps_overrides_epochs": True, "checkpoint_every_steps": 10}

@@ -1,0 +1,26 @@
+"""Settings of the evaluation and its report."""
+
+from pydantic import Field
+
+from scpo_ray.config.section import Section
+
+
+class EvaluateConfig(Section):
+    """What was gained and what was lost, on test pairs."""
+
+    dropout: bool = False
+    """Leave dropout on while scoring the trained models (as published)."""
+
+    test_threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Agreement below which a test pair counts as one that the global model gets wrong."""
+
+    num_resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples behind every interval."""
+
+
+class ReportConfig(Section):
+    """The terminal table and `report.html`."""
+
+    title: str = "SCPO"
+    num_example_pairs: int = Field(default=12, ge=0)
+    """Pairs shown per community, with texts."""

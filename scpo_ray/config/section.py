@@ -1,0 +1,54 @@
+"""What every section of the configuration shares: immutability, closed keys, addresses, identity."""
+
+import os
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _expand_variables(address: str) -> str:
+    """Replace `${NAME}` by the environment's value; a variable that is not set is an error, never an empty string."""
+    expanded = os.path.expandvars(address)
+    missing = re.search(r"\$\{(\w+)\}", expanded)
+    if missing:
+        raise ValueError(f"the environment variable {missing[1]} is not set; set it, or give another path or hub name")
+    return expanded
+
+
+Address = Annotated[str, AfterValidator(_expand_variables)]
+"""A path, s3:// or gs:// address, or hub name; `${NAME}` takes a value from the environment."""
+
+
+NOT_IDENTITY: dict[str, JsonValue] = {"identity": False}
+"""Marks settings that change cost or place, not the result: an artifact made under another value still counts."""
+
+
+def _absolute(address: str) -> str:
+    """Workers have other working directories."""
+    return address if "://" in address else os.path.abspath(os.path.expanduser(address))
+
+
+SharedFolder = Annotated[Address, AfterValidator(_absolute)]
+"""A folder that workers use as well; a relative path is taken from where the job is started."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def identity(self, prefix: str) -> dict[str, object]:
+        """Dotted key -> value of every setting that the result depends on."""
+        found: dict[str, object] = {}
+        for name, info in type(self).model_fields.items():
+            if info.json_schema_extra == NOT_IDENTITY:
+                continue
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                found |= value.identity(f"{prefix}.{name}")
+            else:
+                found[f"{prefix}.{name}"] = list(value) if isinstance(value, tuple) else value
+        return found

@@ -1,0 +1,38 @@
+"""What a job of many trainings reports when worker groups end early."""
+
+from concurrent.futures import Future
+
+import pytest
+import ray.train
+
+from scpo_ray.errors import TrainingError
+from scpo_ray.training.task import TrainingSummary
+from scpo_ray.training.workers import TaskState, _account_for_all
+
+SUMMARY = TrainingSummary("a", 1, 1, 1, 1, 0.1, [0.5], [], 1)
+
+
+def ended_with(error: BaseException | None) -> Future:
+    future: Future = Future()
+    future.set_exception(error) if error is not None else future.set_result(None)
+    return future
+
+
+def test_trainings_of_a_group_that_ended_early_fail_and_the_finished_ones_count(make_task):
+    tasks = [make_task("a"), make_task("b"), make_task("c")]
+    state = TaskState(3, finished={"a": SUMMARY}, failed={"c": "too few pairs"})
+    error = ray.train.ControllerError(RuntimeError("first line\nthe node went away"))
+    _account_for_all(tasks, state, [ended_with(error), ended_with(None)])
+    assert set(state.failed) == {"b", "c"}
+    assert state.failed["c"] == "too few pairs"
+    assert state.failed["b"].startswith("not finished: ") and "the node went away" in state.failed["b"]
+
+
+def test_nothing_finished_is_an_error(make_task):
+    with pytest.raises(TrainingError, match=r"^a, b: not finished: the worker groups ended early; rerun to resume$"):
+        _account_for_all([make_task("a"), make_task("b")], TaskState(2), [ended_with(None)])
+
+
+def test_another_error_is_raised_as_it_is(make_task):
+    with pytest.raises(ZeroDivisionError):
+        _account_for_all([make_task("a")], TaskState(1), [ended_with(ZeroDivisionError())])
