@@ -1,0 +1,182 @@
+"""Clustered intervals: hand-worked sums, explicit resampling, and coverage on simulated clustered data."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from scpo_ray.core.bootstrap import cluster_bootstrap_mean, cluster_sums, effective_sample_size
+from tests import reference
+
+
+def test_mean_and_counts_by_hand():
+    values, clusters = np.array([1.0, 0.0, 1.0, 0.5, 1.0]), ["x", "x", "y", "y", "z"]
+    estimate = cluster_bootstrap_mean(values, clusters=clusters, num_resamples=200, seed=0)
+    assert (estimate.value, estimate.num_pairs, estimate.num_clusters) == (0.7, 5, 3)
+    assert 0.5 <= estimate.low <= 0.7 <= estimate.high <= 1.0
+    masked = cluster_bootstrap_mean(
+        values, clusters=clusters, num_resamples=200, seed=0, mask=np.array([True, True, True, False, False])
+    )
+    assert masked.value == pytest.approx(2 / 3)
+    assert (masked.num_pairs, masked.num_clusters) == (3, 2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("pqrst"), st.booleans()), min_size=1, max_size=30),
+    st.integers(0, 5),
+)
+def test_interval_matches_explicit_resampling(rows, seed):
+    """The same draws, but of the pairs themselves, and the percentiles of Hesterberg's expansion from its formula."""
+    values, clusters, mask = (list(column) for column in zip(*rows, strict=True))
+    found = cluster_bootstrap_mean(
+        np.array(values), clusters=clusters, num_resamples=50, seed=seed, mask=np.array(mask), method="percentile"
+    )
+    used = [(value, cluster) for value, cluster, keep in rows if keep]
+    sizes = [sum(other == name for _, other in used) for name in {cluster for _, cluster in used}]
+    if len(sizes) < 2:
+        assert math.isnan(found.low)
+        return
+    size = sum(sizes) ** 2 / sum(size**2 for size in sizes)
+    names = sorted(set(clusters))
+    means = []
+    for draw in np.random.default_rng(seed).integers(0, len(names), (50, len(names))):
+        drawn = [value for index in draw for value, cluster in used if cluster == names[index]]
+        if drawn:
+            means.append(sum(drawn) / len(drawn))
+    tail = stats.norm.cdf(-math.sqrt(size / (size - 1)) * stats.t.ppf(0.975, size - 1))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+    assert found.value == pytest.approx(sum(value for value, _ in used) / len(used), abs=1e-9)
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+@pytest.mark.parametrize("num_clusters", [12, 40, 150])
+def test_intervals_cover_the_truth_of_clustered_data(num_clusters, method):
+    """Accuracies whose cluster means vary, clusters of very unequal size: 93-97% of 1,000 intervals hold the truth."""
+    covered = 0
+    for simulation in range(1000):
+        random = np.random.default_rng([num_clusters, simulation])
+        sizes = 1 + random.geometric(0.2, num_clusters)
+        clusters = np.repeat(np.arange(num_clusters), sizes)
+        accuracy = random.beta(6, 4, num_clusters)  # mean 0.6, whatever the cluster's size
+        correct = (random.random(len(clusters)) < accuracy[clusters]).astype(np.float64)
+        estimate = cluster_bootstrap_mean(correct, clusters=clusters, num_resamples=500, seed=simulation, method=method)
+        covered += estimate.low <= 0.6 <= estimate.high
+    assert 0.93 <= covered / 1000 <= 0.97
+
+
+def test_intervals_that_ignore_clusters_would_not_cover():
+    """Why clusters are drawn: the same data, each pair its own cluster, covers far less."""
+    covered = 0
+    for simulation in range(300):
+        random = np.random.default_rng([40, simulation])
+        clusters = np.repeat(np.arange(40), 1 + random.geometric(0.1, 40))
+        accuracy = random.beta(3, 2, 40)
+        correct = (random.random(len(clusters)) < accuracy[clusters]).astype(np.float64)
+        estimate = cluster_bootstrap_mean(
+            correct, clusters=np.arange(len(clusters)), num_resamples=300, seed=simulation
+        )
+        covered += estimate.low <= 0.6 <= estimate.high
+    assert covered / 300 < 0.85
+
+
+def test_bca_matches_scipy():
+    """One pair a cluster is the plain bootstrap; scipy's BCa at the expanded level agrees to resampling noise."""
+    values = np.random.default_rng(3).exponential(size=60)
+    found = cluster_bootstrap_mean(values, clusters=np.arange(60), num_resamples=20_000, seed=0, method="bca")
+    level = 2 * stats.norm.cdf(math.sqrt(60 / 59) * stats.t.ppf(0.975, 59)) - 1
+    expected = stats.bootstrap(
+        (values,), np.mean, confidence_level=level, n_resamples=20_000, method="BCa", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.01)
+    plain = cluster_bootstrap_mean(values, clusters=np.arange(60), num_resamples=20_000, seed=0, method="percentile")
+    assert found.low > plain.low + 0.01 and found.high > plain.high + 0.01, "skewed data: both ends move up"
+
+
+def test_ten_thousand_resamples_of_fifty_thousand_pairs_take_seconds():
+    random = np.random.default_rng(0)
+    clusters = random.integers(0, 1500, 50_000)
+    values = random.random(50_000)
+    start = time.monotonic()
+    cluster_bootstrap_mean(values, clusters=clusters, num_resamples=10_000, seed=0, method="bca")
+    assert time.monotonic() - start < 5
+
+
+def test_standard_error_matches_statsmodels():
+    random = np.random.default_rng(5)
+    clusters = random.integers(0, 30, 400)
+    values = random.normal(size=400) + random.normal(size=30)[clusters]
+    found = cluster_sums(values, clusters=clusters).standard_error()
+    fit = sm.OLS(values, np.ones(400)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
+    assert found == pytest.approx(fit.bse[0], rel=1e-9)
+
+
+def test_standard_error_by_hand():
+    """Clusters x: 1, 0 and y: 1: mean 2/3, residual sums -1/3 and 1/3; sqrt(2/1 * 2/9) / 3."""
+    grouped = cluster_sums(np.array([1.0, 0.0, 1.0]), clusters=["x", "x", "y"])
+    assert grouped.standard_error() == pytest.approx(math.sqrt(4 / 9) / 3)
+
+
+def test_a_nan_is_an_error_unless_masked():
+    values, clusters = np.array([1.0, np.nan, 0.0]), ["x", "y", "z"]
+    with pytest.raises(ValueError, match="1 of 3 values are NaN"):
+        cluster_bootstrap_mean(values, clusters=clusters, num_resamples=100, seed=0)
+    masked = cluster_bootstrap_mean(
+        values, clusters=clusters, num_resamples=100, seed=0, mask=np.array([True, False, True])
+    )
+    assert masked.value == 0.5
+    with pytest.raises(ValueError, match="3 values, 2 clusters"):
+        cluster_bootstrap_mean(values, clusters=["x", "y"], num_resamples=100, seed=0)
+
+
+def test_same_seed_same_interval():
+    random = np.random.default_rng(0)
+    values, clusters = random.normal(size=100), np.arange(100) // 4
+    first, again, other = (
+        cluster_bootstrap_mean(values, clusters=clusters, num_resamples=300, seed=seed) for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+    assert first.value == other.value
+
+
+def test_equal_values_have_a_point_for_an_interval():
+    for method in ("percentile", "bca"):
+        same = cluster_bootstrap_mean(
+            np.full(6, 0.5), clusters=list("aabbcc"), num_resamples=100, seed=0, method=method
+        )
+        assert (same.low, same.value, same.high) == (0.5, 0.5, 0.5)
+
+
+def test_one_cluster_has_no_interval_and_no_pairs_no_mean():
+    one = cluster_bootstrap_mean(np.array([1.0, 0.0]), clusters=["x", "x"], num_resamples=100, seed=0)
+    assert (one.value, one.num_pairs, one.num_clusters) == (0.5, 2, 1)
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    none = cluster_bootstrap_mean(np.zeros(0), clusters=[], num_resamples=100, seed=0)
+    masked = cluster_bootstrap_mean(
+        np.ones(2), clusters=["x", "y"], num_resamples=100, seed=0, mask=np.zeros(2, dtype=bool)
+    )
+    for empty in (none, masked):
+        assert (empty.num_pairs, empty.num_clusters) == (0, 0)
+        assert all(math.isnan(number) for number in (empty.value, empty.low, empty.high))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(1e-6, 1), max_size=30))
+def test_effective_sample_size_matches_reference(weights):
+    found = effective_sample_size(np.array(weights))
+    assert found == pytest.approx(reference.effective_sample_size(weights), rel=1e-12)
+    assert found <= len(weights) * (1 + 1e-12)
+
+
+def test_effective_sample_size_by_hand():
+    assert effective_sample_size(np.full(7, 0.3)) == pytest.approx(7)
+    assert effective_sample_size(np.array([1.0, 0.5])) == pytest.approx(1.8)  # 1.5² / 1.25
+    assert effective_sample_size(np.zeros(3)) == effective_sample_size(np.zeros(0)) == 0.0
