@@ -1,0 +1,36 @@
+"""The taste for length."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scpo_ray.core.length import length_correlation, longer_is_chosen, matched_length_mask
+
+
+def test_correlation_by_hand_and_scipy():
+    assert length_correlation(np.array([1.0, 2.0, 5.0]), np.array([3, 4, 9])) == pytest.approx(1.0)
+    assert length_correlation(np.array([3.0, 1.0, 2.0]), np.array([1, 2, 3])) == pytest.approx(-0.5)  # 1 - 6*6/(3*8)
+    random = np.random.default_rng(0)
+    rewards, lengths = random.normal(size=50), random.integers(1, 20, 50)
+    assert length_correlation(rewards, lengths) == pytest.approx(stats.spearmanr(rewards, lengths).statistic)
+
+
+def test_correlation_where_there_is_none_to_speak_of():
+    assert math.isnan(length_correlation(np.ones(3), np.array([1, 2, 3])))
+    assert math.isnan(length_correlation(np.array([1.0, 2.0]), np.array([5, 5])))
+    assert math.isnan(length_correlation(np.ones(1), np.ones(1, dtype=int)))
+    with pytest.raises(ValueError, match="1 of 2 rewards are NaN"):
+        length_correlation(np.array([1.0, np.nan]), np.array([1, 2]))
+    with pytest.raises(ValueError, match="2 rewards, 1 lengths"):
+        length_correlation(np.ones(2), np.ones(1, dtype=int))
+
+
+def test_matched_pairs_and_the_longer_one():
+    chosen, rejected = np.array([10, 10, 10, 20]), np.array([9, 8, 10, 10])
+    assert matched_length_mask(chosen_lengths=chosen, rejected_lengths=rejected).tolist() == [True, False, True, False]
+    assert matched_length_mask(chosen_lengths=chosen, rejected_lengths=rejected, tolerance=0.5).all()
+    assert longer_is_chosen(chosen_lengths=chosen, rejected_lengths=rejected).tolist() == [1.0, 1.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match="equal shapes"):
+        matched_length_mask(chosen_lengths=chosen, rejected_lengths=rejected[:1])
