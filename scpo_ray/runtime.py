@@ -31,6 +31,7 @@ def connect() -> None:
 
 
 _LAPTOP_ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's own actors make the core worker warn on stderr in every stage
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a laptop; saves a process per training job
 }
 
