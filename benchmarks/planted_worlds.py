@@ -100,7 +100,9 @@ def make_worlds(folder: str, *, learning_rate: float = LEARNING_RATE) -> Worlds:
         select.run(config)
         planned, outcome = train.plan(config, RunDirectory(config.run_dir))
         assert outcome.failed == {}
-        tasks += [replace(task, card=task.card | {"name": f"{task.name} {config.run_dir}"}) for task in planned]
+        tasks += [
+            replace(task, card=task.card | {"name": f"{task.name} {config.run_dir}"}) for task in planned.values()
+        ]
     assert run_tasks(tasks, tasks[0].config).failed == {}
     return {key: _measure(config) for key, config in configs.items()}
 
@@ -132,7 +134,8 @@ def _measure(config: Config) -> World:
     rewards = run.read_table("evaluation/rewards.parquet").to_pandas()
     rewards["utility_gap"] = [truth[pair_id]["utility_gap"] for pair_id in rewards.pair_id]
     overall, true_accuracy = {}, {}
-    for (model, community), rows in rewards[rewards.community != "Atlas"].groupby(["model", "community"]):
+    is_own = (rewards.model == "global") | (rewards.model.str.split("/").str[1] == rewards.community)
+    for (model, community), rows in rewards[is_own & (rewards.community != "Atlas")].groupby(["model", "community"]):
         correct = pair_correctness(
             chosen_rewards=rows.reward_chosen.to_numpy(), rejected_rewards=rows.reward_rejected.to_numpy()
         )

@@ -162,10 +162,8 @@ class RunDirectory:
         with storage_errors(self.path(name)):
             if self.is_local:
                 parent = (Path(self._root) / name).parent
-                parent.mkdir(parents=True, exist_ok=True)
-                _sweep(parent)
-                staging = parent / f".{Path(name).name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
-                staging.mkdir()
+                is_new = not Path(self._root).exists()
+                staging = scratch_folder(parent, Path(name).name)
             else:
                 staging = Path(tempfile.mkdtemp(prefix="scpo-"))
             try:
@@ -173,6 +171,8 @@ class RunDirectory:
                 self._publish(staging, name)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+                if self.is_local and is_new:
+                    _remove_empty(parent, Path(self._root))
 
     def _publish(self, staging: Path, name: str) -> None:
         if not self.is_local:
@@ -318,6 +318,24 @@ def storage_errors(place: str) -> Iterator[None]:
         raise StorageError(f"{error.filename or place}: {reason}; {remedy}") from error
     except pa.ArrowInvalid as error:
         raise StorageError(f"{place}: {str(error).splitlines()[0]}") from error
+
+
+def scratch_folder(parent: Path, name: str) -> Path:
+    """A new hidden folder in `parent` that is swept once its process is dead."""
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    folder = parent / f".{name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    folder.mkdir()
+    return folder
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    """Delete empty folders from `folder` up to `root`: a run that was refused leaves nothing."""
+    with contextlib.suppress(OSError):  # not empty: something is there to keep
+        for path in (folder, *folder.parents):
+            path.rmdir()
+            if path == root:
+                break
 
 
 def _sweep(parent: Path) -> None:

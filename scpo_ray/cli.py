@@ -161,6 +161,8 @@ def _is_whole_value(field: FieldInfo, text: str) -> bool:
 def _read_yaml(config_file: str) -> dict[str, Any]:
     """What the file states, nested by section; keys and values are still unchecked."""
     path = Path(config_file).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{config_file}: is a folder; --config takes a YAML file")
     if not path.is_file():
         raise ConfigError(f"{config_file}: no such file, seen from {Path.cwd()}; --config takes a YAML file")
     try:
@@ -176,16 +178,18 @@ def _read_yaml(config_file: str) -> dict[str, Any]:
         raise ConfigError(f"{config_file}: cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
-def _refuse_repeated_keys(node: yaml.Node | None, config_file: str) -> None:
+def _refuse_repeated_keys(node: yaml.Node | None, config_file: str, above: tuple[yaml.Node, ...] = ()) -> None:
     """YAML readers keep the last of two equal keys, which would drop the first setting without a word."""
     if not isinstance(node, yaml.MappingNode):
         return
+    if node in above:
+        raise ConfigError(f"{config_file}:{node.start_mark.line + 1}: a section that contains itself; remove the alias")
     keys = [key.value for key, _ in node.value]
     for index, (key, value) in enumerate(node.value):
         if key.value in keys[:index]:
             line = key.start_mark.line + 1
             raise ConfigError(f"{config_file}:{line}: {key.value} is given a second time; merge the two")
-        _refuse_repeated_keys(value, config_file)
+        _refuse_repeated_keys(value, config_file, (*above, node))
 
 
 def _override(stated: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +215,9 @@ def _explain(error: ValidationError, *, given: dict[str, Any], stated: dict[str,
     if is_unknown:
         return ": ".join([*place, key, _unknown_key(key, known=fields)])
     branches = [
-        detail for detail in details if detail["loc"][: len(path)] == path and detail["input"] == first["input"]
+        detail
+        for detail in details
+        if detail["loc"][: len(path)] == path and repr(detail["input"]) == repr(first["input"])
     ]
     reasons = " or ".join(dict.fromkeys(map(_reason, branches)))
     value = [] if isinstance(first["input"], dict) else [_show(first["input"])]

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib.util
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     LlamaConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -89,30 +89,43 @@ def load(
         new_head_seed: put a fresh head on a backbone that has none, drawn from this seed; refuse it when unset.
 
     Raises:
-        ModelError: the checkpoint has another number of labels, lacks a head, or cannot be read.
+        ModelError: the checkpoint has another number of labels, lacks a head or other weights, or cannot be read.
     """
     check(folder, may_lack_head=new_head_seed is not None)
     with _seeded(new_head_seed):
         try:
             tokenizer = load_tokenizer(folder)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=torch.float32, attn_implementation=attention
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=1, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder}: cannot be loaded as a reward model ({str(error).splitlines()[0][:200]})"
             ) from error
+    _refuse_missing_weights(folder, report["missing_keys"], has_head=_has_head(_read_config(folder)))
     return _finish(model, tokenizer)
 
 
-def check(folder: Path, *, may_lack_head: bool) -> None:
+def _refuse_missing_weights(folder: Path, missing: Iterable[str], *, has_head: bool) -> None:
+    """transformers fills what a checkpoint lacks with random numbers and a warning. A new head is all that may be new."""
+    may_be_new = () if has_head else (*_HEAD_NAMES, "pooler")
+    lacking = sorted(key for key in missing if not any(part in may_be_new for part in key.split(".")))
+    if lacking:
+        raise ModelError(
+            f"{folder}: the checkpoint lacks {len(lacking)} of the model's weights ({', '.join(lacking[:3])}"
+            f"{', ...' if len(lacking) > 3 else ''}); it is damaged, or its config.json is another model's"
+        )
+
+
+def check(folder: Path, *, may_lack_head: bool, max_tokens: int | None = None) -> None:
     """Refuse, from the configuration alone, a checkpoint that is no reward model.
 
     Raises:
-        ModelError: it has a head with another number of labels than 1, or no head where one is needed.
+        ModelError: it has a head with another number of labels than 1, no head where one is needed, or fewer positions
+            than `max_tokens`.
     """
     config = _read_config(folder)
-    has_head = any("ForSequenceClassification" in name for name in config.architectures or ())
+    has_head = _has_head(config)
     if has_head and config.num_labels != 1:
         raise ModelError(
             f"{folder}: {config.num_labels} labels, a reward model has 1; give a checkpoint with num_labels=1, or a "
@@ -120,6 +133,17 @@ def check(folder: Path, *, may_lack_head: bool) -> None:
         )
     if not has_head and not may_lack_head:
         raise ModelError(f"{folder}: {config.architectures} has no reward head; train one with train_global.epochs > 0")
+    positions = getattr(config, "max_position_embeddings", None)
+    if "roberta" in config.model_type and positions is not None:
+        positions -= (config.pad_token_id or 0) + 1  # the first positions stand for padding
+    if max_tokens is not None and positions is not None and 0 < positions < max_tokens:
+        raise ModelError(
+            f"{folder}: reads at most {positions} tokens, format.max_tokens is {max_tokens}; lower format.max_tokens"
+        )
+
+
+def _has_head(config: PretrainedConfig) -> bool:
+    return any("ForSequenceClassification" in name for name in config.architectures or ())
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -285,7 +309,7 @@ def _forward_in_float32(forward):
 def _read_config(folder: Path):
     try:
         return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder}: not a transformers model ({str(error).splitlines()[0][:200]})") from error
 
 

@@ -8,12 +8,17 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
 _NOT_PLAIN = re.compile(r"(^|-)[0-9a-f]{8}$|^(con|prn|aux|nul|com[0-9]|lpt[0-9])$")
+
+
+ALL_COMMUNITIES = "all communities"
+"""What result tables call the communities of a run taken together."""
 
 
 class Message(TypedDict):
@@ -90,9 +95,20 @@ EVALUATION = pa.schema(
     [
         ("pair_id", pa.string()),
         ("community", pa.string()),  # whose annotator made the pair
-        ("model", pa.string()),  # global, or STRATEGY/COMMUNITY
+        ("model", pa.string()),  # global, or a ModelName
         ("reward_chosen", pa.float32()),
         ("reward_rejected", pa.float32()),
+    ]
+)
+
+OPTION_SHARES = pa.schema(
+    [
+        ("community", pa.string()),
+        ("prompt_id", pa.string()),
+        ("prompt_group", pa.string()),
+        ("split", pa.string()),
+        ("response_id", pa.string()),  # one option of the question
+        ("share", pa.float64()),  # of the community's answers that named an offered option; a question's sum to 1
     ]
 )
 
@@ -104,6 +120,18 @@ ATLAS_PAIR_TRUTH = pa.schema(
         ("majority_utility_gap", pa.float64()),
     ]
 )
+
+
+@dataclass(frozen=True, order=True)
+class ModelName:
+    """A trained reward model: which arm chose its pairs, whom it stands for, and which of several seeds it is."""
+
+    arm: str
+    community: str
+    replicate: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.arm}/{self.community}" + (f" #{self.replicate}" if self.replicate else "")
 
 
 def content_id(*parts: object) -> str:

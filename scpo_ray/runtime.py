@@ -40,13 +40,13 @@ _LAPTOP_ENVIRONMENT = {
 def progress_bar(description: str, *, unit: str) -> Iterator["Bar"]:
     """A progress bar on stderr; silent where stderr is no terminal and the environment says so (`TERM=dumb`)."""
     columns = (
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         yield Bar(progress, description)

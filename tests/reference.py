@@ -49,12 +49,25 @@ def preference_weights(chosen: Sequence[float], rejected: Sequence[float], tempe
 
 
 def decisions(
-    strategy: str, chosen: Sequence[float], rejected: Sequence[float], *, threshold: float, temperature: float
+    strategy: str,
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    *,
+    threshold: float,
+    temperature: float,
+    lots: Sequence[float] = (),
+    band: float = 0.2,
+    fraction: float = 0.25,
 ) -> list[tuple[bool, float]]:
     """(kept, weight) of every pair."""
     found = []
-    for plus, minus in zip(chosen, rejected, strict=True):
+    lots = lots or [0.0] * len(chosen)
+    num_disagreeing = sum(sigmoid(plus - minus) < threshold for plus, minus in zip(chosen, rejected, strict=True))
+    drawn = set(sorted(range(len(chosen)), key=lambda index: lots[index])[:num_disagreeing])
+    for index, (plus, minus) in enumerate(zip(chosen, rejected, strict=True)):
         disagrees = sigmoid(plus - minus) < threshold
+        is_unsure = abs(sigmoid(plus - minus) - 0.5) <= band
+        is_spared = not disagrees and lots[index] < fraction
         light_where_disagreeing = preference_weights([plus], [minus], temperature)[0]
         light_where_agreeing = preference_weights([minus], [plus], temperature)[0]
         found.append(
@@ -64,9 +77,28 @@ def decisions(
                 "weight": (True, light_where_disagreeing),
                 "inverse_weight": (True, light_where_agreeing),
                 "none": (True, 1.0),
+                "random": (index in drawn, float(index in drawn)),
+                "uncertainty": (is_unsure, float(is_unsure)),
+                "keep_fraction": (
+                    disagrees or is_spared,
+                    light_where_disagreeing if disagrees else float(is_spared),
+                ),
             }[strategy]
         )
     return found
+
+
+def published(
+    rows: Sequence[tuple[float, float, float, float]], *, threshold: float, temperature: float
+) -> tuple[list[tuple[int, float, float]], list[float]]:
+    """Rows of (r_glo+, r_glo-, r+, r-) -> ((index, weight, loss term) of the kept pairs, every agreement), as printed."""
+    kept, agreements = [], []
+    for index, (global_plus, global_minus, plus, minus) in enumerate(rows):
+        agreements.append(math.exp(global_plus) / (math.exp(global_plus) + math.exp(global_minus)))
+        if agreements[-1] < threshold:
+            weight = min(math.exp((global_plus - global_minus) / temperature), 1.0)
+            kept.append((index, weight, -weight * log_sigmoid(plus - minus)))
+    return kept, agreements
 
 
 def correctness(chosen: Sequence[float], rejected: Sequence[float]) -> list[float]:

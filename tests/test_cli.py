@@ -316,7 +316,32 @@ def test_a_home_relative_file(write, tmp_path, monkeypatch):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    assert _refusal("--config", str(tmp_path)).startswith(f"{tmp_path}: no such file")
+    assert _refusal("--config", str(tmp_path)) == f"{tmp_path}: is a folder; --config takes a YAML file"
+
+
+def test_a_section_that_contains_itself(tmp_path):
+    file = tmp_path / "demo.yaml"
+    file.write_text("prepare: &a\n  atlas: *a\n")
+    assert _refusal("--config", str(file)).startswith(f"{file}:1: a section that contains itself")
+
+
+def test_not_a_number_has_a_reason(tmp_path):
+    file = tmp_path / "demo.yaml"
+    file.write_text("select: {agreement_threshold: .nan}\n")
+    assert _refusal("--config", str(file)).endswith("select.agreement_threshold: NaN: Input should be a finite number")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prepare.datasets", "atlas,atlas"),
+        ("prepare.pair_files.paths", "a.jsonl,a.jsonl"),
+        ("prepare.communities", "Chile,Chile"),
+        ("train.communities", "Chile,Chile"),
+    ],
+)
+def test_a_list_names_nothing_twice(key, value):
+    assert _refusal(f"--{key}", value).endswith(f"{value.split(',')[0]!r} is given twice; name it once")
 
 
 def test_bytes_that_are_no_text(tmp_path):
@@ -354,9 +379,9 @@ def test_resolved_copy_keeps_line_separators_and_stays_readable(write):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 @given(
     title=st.text(),
-    majority=st.none() | st.lists(st.text(), max_size=3).map(tuple),
+    majority=st.none() | st.lists(st.text(), max_size=3, unique=True).map(tuple),
     threshold=st.floats(0, 1, exclude_min=True, exclude_max=True),
-    seed=st.integers(min_value=0),
+    seed=st.integers(0, 2**31 - 1),
 )
 def test_any_resolved_copy_reads_back(write, title, majority, threshold, seed):
     stated = {

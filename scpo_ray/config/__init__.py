@@ -21,10 +21,11 @@ from scpo_ray.config.data import (
 from scpo_ray.config.results import EvaluateConfig, ReportConfig
 from scpo_ray.config.scoring import FormatConfig, ScoreConfig
 from scpo_ray.config.section import Address, Section
-from scpo_ray.config.selection import SelectConfig, SelectionStrategy
+from scpo_ray.config.selection import Arm, SelectConfig, SelectionStrategy
 from scpo_ray.config.training import LoraConfig, ModelConfig, OptimizationConfig, TrainConfig, TrainGlobalConfig
 
 __all__ = [
+    "Arm",
     "AtlasConfig",
     "CommunityField",
     "Config",
@@ -53,7 +54,7 @@ class Config(Section):
     run_dir: Annotated[Address, Field(min_length=1), AfterValidator(os.path.expanduser)] = "runs/default"
     """Where the artifacts go: a path, s3:// or gs:// address."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seeds the world, initialisation and data order."""
 
     rebuild: bool = False

@@ -1,10 +1,10 @@
 """Settings of the data: the adapters, and how their rows become pairs and splits."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scpo_ray.config.section import NOT_IDENTITY, Address, Fraction, Section
+from scpo_ray.config.section import NOT_IDENTITY, Address, Fraction, Section, Unique
 
 CommunityField = Literal[
     "reside_country",
@@ -89,14 +89,14 @@ class GlobalOpinionsConfig(Section):
 class PairFilesConfig(Section):
     """Preference pairs in files: columns prompt or messages, chosen, rejected, community."""
 
-    paths: tuple[Address, ...] = ()
+    paths: Annotated[tuple[Address, ...], Unique] = ()
     """JSONL, JSONL.gz or Parquet files, or hub data sets (`name` or `name:split`)."""
 
 
 class GeneralPreferencesConfig(Section):
     """General preferences for the global model: HH-RLHF transcripts or DSP `text`/`score` lists."""
 
-    paths: tuple[Address, ...] = ()
+    paths: Annotated[tuple[Address, ...], Unique] = ()
     """JSON or JSONL(.gz) files, or hub data sets."""
 
     community: str = "General"
@@ -106,7 +106,7 @@ class GeneralPreferencesConfig(Section):
 class PrepareConfig(Section):
     """From source rows to responses, pairs and splits."""
 
-    datasets: tuple[DatasetName, ...] = Field(default=("atlas",), min_length=1)
+    datasets: Annotated[tuple[DatasetName, ...], Unique] = Field(default=("atlas",), min_length=1)
     """Which adapters to read; each has its own section below."""
 
     atlas: AtlasConfig = AtlasConfig()
@@ -115,11 +115,11 @@ class PrepareConfig(Section):
     pair_files: PairFilesConfig = PairFilesConfig()
     general_preferences: GeneralPreferencesConfig = GeneralPreferencesConfig()
 
-    majority: tuple[str, ...] | None = None
+    majority: Annotated[tuple[str, ...] | None, Unique] = None
     """Communities whose pairs train the global model and measure what was forgotten; unset: the United States, the
     United Kingdom and the Atlas, as far as the data has them."""
 
-    communities: tuple[str, ...] | None = None
+    communities: Annotated[tuple[str, ...] | None, Unique] = None
     """Communities to keep beside the majority; all when unset."""
 
     min_score_gap: float = Field(default=0.0, ge=0)

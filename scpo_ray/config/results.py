@@ -15,7 +15,10 @@ class EvaluateConfig(Section):
     """Agreement below which a test pair counts as one that the global model gets wrong."""
 
     num_resamples: int = Field(default=2000, ge=100)
-    """Bootstrap resamples behind every interval."""
+    """Bootstrap resamples behind every interval, and permutations behind every p-value."""
+
+    num_label_permutations: int = Field(default=500, ge=20)
+    """Exchanges of annotators' communities behind the test of whether communities differ."""
 
 
 class ReportConfig(Section):

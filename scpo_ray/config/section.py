@@ -35,6 +35,17 @@ SharedFolder = Annotated[Address, AfterValidator(_absolute)]
 """A folder that workers use as well; a relative path is taken from where the job is started."""
 
 
+def _without_repeats(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    repeated = [value for index, value in enumerate(values or ()) if value in (values or ())[:index]]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is given twice; name it once")
+    return values
+
+
+Unique = AfterValidator(_without_repeats)
+"""Refuses a list that names something twice: its rows or models would count double."""
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable, and closed to unknown keys."""
 

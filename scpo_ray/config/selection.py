@@ -1,19 +1,36 @@
 """Settings of the selection: which pairs a community's model learns from."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from scpo_ray.config.section import Section
 
-SelectionStrategy = Literal["filter_weight", "filter", "weight", "inverse_weight", "none"]
+SelectionStrategy = Literal[
+    "filter_weight", "filter", "weight", "inverse_weight", "none", "random", "uncertainty", "keep_fraction"
+]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to choose training pairs that runs beside the others: a strategy, possibly at another point of a curve."""
+
+    name: str
+    """Names folders and rows: the strategy's name, or e.g. `filter_weight-tau-0.5`, `none-share-0.25`."""
+    strategy: SelectionStrategy
+    agreement_threshold: float
+    training_share: float = 1.0
+    """Share of each community's training interactions that it may use at all."""
 
 
 class SelectConfig(Section):
     """Which pairs a community's reward model learns from, and how strongly."""
 
     strategy: SelectionStrategy = "filter_weight"
-    """filter_weight is SCPO."""
+    """filter_weight is SCPO. filter, weight: its halves. inverse_weight: lighter where the global model agrees. none: full
+    fine-tuning. random: as many pairs as the filter keeps, by chance. uncertainty: pairs near agreement 0.5.
+    keep_fraction: SCPO and a share of the pairs that its filter drops."""
 
     controls: tuple[SelectionStrategy, ...] = ()
     """Strategies that run beside it on the same pairs and steps, for comparison."""
@@ -27,6 +44,19 @@ class SelectConfig(Section):
     agreement_form: Literal["sigmoid", "exp_ratio"] = "sigmoid"
     """exp_ratio: exp(r+) / (exp(r+) + exp(r-)) in float32, as published; overflows for large rewards."""
 
+    uncertainty_band: float = Field(default=0.2, gt=0, le=0.5)
+    """uncertainty keeps pairs with |agreement - 0.5| of at most this, probability."""
+
+    keep_fraction: float = Field(default=0.25, ge=0, le=1)
+    """keep_fraction keeps this share of the pairs that the filter drops, by chance, at full weight."""
+
+    curve_thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Further values of τ at which the main strategy is trained too, for the report's curve."""
+
+    curve_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of the training interactions at which the main strategy and full fine-tuning are trained too, for the curves
+    against data and compute."""
+
     @model_validator(mode="after")
     def _controls_differ(self) -> "SelectConfig":
         if self.strategy in self.controls or len(set(self.controls)) < len(self.controls):
@@ -34,6 +64,16 @@ class SelectConfig(Section):
         return self
 
     @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The main strategy first, then the controls, then the points of the curves."""
+        threshold = self.agreement_threshold
+        arms = [Arm(strategy, strategy, threshold) for strategy in (self.strategy, *self.controls)]
+        arms += [Arm(f"{self.strategy}-tau-{tau:g}", self.strategy, tau) for tau in self.curve_thresholds]
+        for strategy in dict.fromkeys((self.strategy, "none")) if self.curve_shares else ():
+            arms += [Arm(f"{strategy}-share-{share:g}", strategy, threshold, share) for share in self.curve_shares]
+        return tuple({arm.name: arm for arm in arms if arm.name != f"{self.strategy}-tau-{threshold:g}"}.values())
+
+    @property
     def strategies(self) -> tuple[SelectionStrategy, ...]:
-        """The main strategy first, then the controls."""
+        """The main strategy and the controls: the arms of the headline, without the curves' points."""
         return (self.strategy, *self.controls)

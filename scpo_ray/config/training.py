@@ -1,10 +1,10 @@
 """Settings of training: models, objective, optimiser, batches, workers, checkpoints."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from scpo_ray.config.section import NOT_IDENTITY, Address, Fraction, Section, SharedFolder
+from scpo_ray.config.section import NOT_IDENTITY, Address, Fraction, Section, SharedFolder, Unique
 
 
 class ModelConfig(Section):
@@ -144,7 +144,7 @@ class TrainGlobalConfig(OptimizationConfig):
     """Local folder, hub name or `package:NAME/FOLDER`; unset: from scratch with a tokenizer trained on the data."""
 
     scratch: ModelConfig = ModelConfig()
-    communities: tuple[str, ...] | None = None
+    communities: Annotated[tuple[str, ...] | None, Unique] = None
     """Whose training pairs it learns from; the majority when unset."""
 
     @model_validator(mode="after")
@@ -157,8 +157,12 @@ class TrainGlobalConfig(OptimizationConfig):
 class TrainConfig(OptimizationConfig):
     """One reward model per community, all in one job."""
 
-    communities: tuple[str, ...] | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
+    communities: Annotated[tuple[str, ...] | None, Unique] = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """Communities to train; all but the majority when unset."""
+
+    num_seeds: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
+    """Reward models per community and arm, trained with seeds `seed`, `seed` + 1, ...: the report tells the noise of
+    training from that of the sample."""
 
     num_worker_groups: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Groups of num_workers ranks that take communities from one queue."""

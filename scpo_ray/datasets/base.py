@@ -1,13 +1,13 @@
 """What every adapter returns, and the ledger that accounts for every source row."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from scpo_ray.errors import DataError
-from scpo_ray.records import PAIRS, RESPONSES, Message, content_id, response_id, table
+from scpo_ray.records import OPTION_SHARES, PAIRS, RESPONSES, Message, content_id, response_id, table
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Dataset:
     ledger: RowLedger
     pair_truth: pa.Table | None = None
     response_truth: pa.Table | None = None
+    option_shares: pa.Table | None = None
+    """How a community's answers spread over a question's options (columns OPTION_SHARES, groups and splits unset)."""
 
 
 class DatasetBuilder:
@@ -84,6 +86,7 @@ class DatasetBuilder:
         self.ledger = RowLedger(source)
         self._responses: dict[str, dict] = {}
         self._pairs: dict[str, dict] = {}
+        self._option_shares: list[dict] = []
 
     def add_response(self, *, context: Sequence[Message], response: str, interaction_id: str, prompt_id: str) -> str:
         """Return the response's id, adding it when it is new."""
@@ -137,6 +140,15 @@ class DatasetBuilder:
         }
         return pair_id
 
+    def add_option_shares(self, *, community: str, prompt_id: str, shares: Mapping[str, float]) -> None:
+        """A community's distribution over a question's options, by response id; brought to a sum of 1."""
+        total = sum(shares.values())
+        if total > 0:
+            self._option_shares += [
+                {"community": community, "prompt_id": prompt_id, "response_id": option, "share": share / total}
+                for option, share in shares.items()
+            ]
+
     def build(self, *, pair_truth: pa.Table | None = None, response_truth: pa.Table | None = None) -> Dataset:
         """The finished data set; splits and prompt groups come later, in `prepare`."""
         return Dataset(
@@ -145,4 +157,5 @@ class DatasetBuilder:
             ledger=self.ledger,
             pair_truth=pair_truth,
             response_truth=response_truth,
+            option_shares=table(self._option_shares, OPTION_SHARES) if self._option_shares else None,
         )

@@ -121,6 +121,11 @@ def _add_question(builder: DatasetBuilder, question: _Question, min_share_gap: f
     }
     for country, samples in question.samples.items():
         shares = _shares(question.options, samples)
+        builder.add_option_shares(
+            community=country,
+            prompt_id=prompt_id,
+            shares={response_ids[option]: shares[option] for option in question.offered} if shares else {},
+        )
         for chosen, rejected in _preferences(question.offered, shares, min_share_gap, min_score_gap, builder.ledger):
             builder.add_pair(
                 interaction_id=interaction_ids[country],

@@ -117,7 +117,7 @@ def _parse(row: SourceRow) -> _Vote:
         context=context,
         chosen=chosen,
         rejected=rejected,
-        community=text_value(required(fields, "community"), "community"),
+        community=text_value(required(fields, "community"), "community").strip(),
         annotator_id=_identifier(fields, "annotator_id"),
         prompt_id=_identifier(fields, "prompt_id") or context_id(context),
         score_chosen=score_chosen,

@@ -2,7 +2,7 @@
 
 import math
 
-from scpo_ray.core.accuracy import Estimate
+from scpo_ray.core.bootstrap import Estimate
 
 NONE = "—"
 
@@ -17,6 +17,11 @@ def points(share: float | None) -> str:
     if share is None or math.isnan(share):
         return NONE
     return "0.0" if share == 0 else f"{100 * share:+.1f}".replace("-", "−")
+
+
+def plain(value: float | None) -> str:
+    """-0.1234 -> −0.12; a dash where there is none."""
+    return NONE if value is None or math.isnan(value) else f"{value:.2f}".replace("-", "−")
 
 
 def has_interval(estimate: Estimate) -> bool:

@@ -1,14 +1,19 @@
 """The report as one HTML file: nothing is loaded from elsewhere, and texts from data are always escaped."""
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from scpo_ray.reporting import numbers
+from scpo_ray.reporting.evidence import Evidence, interval_of
 from scpo_ray.reporting.examples import Example, PlantedRow
-from scpo_ray.reporting.figures import PlotRow, interval_plot
+from scpo_ray.reporting.figures import to_svg
+from scpo_ray.reporting.plates import plates
 from scpo_ray.reporting.results import Kept, ModelResult, strategy_label
 from scpo_ray.reporting.summary import FEW_CLUSTERS, headline, verdict, warnings
 
@@ -34,7 +39,8 @@ class Page:
     """Everything that the report shows."""
 
     title: str
-    strategy: str
+    strategies: Sequence[str]
+    """The main one, then the controls."""
     results: Sequence[ModelResult]
     failures: Mapping[str, str]
     """STRATEGY/COMMUNITY -> reason."""
@@ -57,6 +63,17 @@ class Page:
     settings: Mapping[str, float]
     """The numbers that the definitions quote: agreement_threshold, weight_temperature, test_threshold."""
     provenance: Provenance
+    evidence: Evidence = field(default_factory=Evidence)
+
+    @property
+    def num_seeds(self) -> int:
+        """Trainings of every model that differ in their seed alone."""
+        return max((row["num_seeds"] for row in self.evidence.metrics if row["arm"] != "global"), default=1)
+
+    @property
+    def strategy(self) -> str:
+        """The main one."""
+        return self.strategies[0]
 
     @property
     def main_results(self) -> list[ModelResult]:
@@ -73,50 +90,34 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formatters = (numbers.percent, numbers.points, numbers.percent_interval, numbers.points_interval)
+    formatters = (numbers.percent, numbers.points, numbers.percent_interval, numbers.points_interval, numbers.plain)
     environment.filters |= {
         function.__name__: function
         for function in (*formatters, numbers.count, numbers.duration, strategy_label, verdict)
     }
+    environment.filters["row_interval"] = lambda row: numbers.points_interval(interval_of(row))
+    script = resources.files("scpo_ray.reporting").joinpath("ledger_search.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
         page=page,
+        script=Markup(script),
+        # The browser runs this script alone: text from data could not, even if it were not escaped.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         summary=headline(page.results, strategy=page.strategy),
         warnings=warnings(
-            page.results, strategy=page.strategy, failures=len(page.failures), leaks=page.leakage_warnings
+            page.results,
+            strategy=page.strategy,
+            failures=len(page.failures),
+            leaks=page.leakage_warnings,
+            comparisons=page.evidence.comparisons,
         ),
-        gain_plot=_gain_plot(page),
-        accuracy_plot=_accuracy_plot(page),
+        plates=_drawn(page),
         few_clusters=FEW_CLUSTERS,
     )
 
 
-def _gain_plot(page: Page) -> Markup:
-    rows = [
-        PlotRow(result.community, (result.of("overall_gain"), result.of("majority_gain")))
-        for result in page.main_results
-    ]
-    return interval_plot(
-        rows,
-        panels=("Overall gain, points", "Majority gain, points"),
-        scale="gain",
-        description=f"Gain of {strategy_label(page.strategy)} over the global model, per community, with 95% intervals",
-    )
-
-
-def _accuracy_plot(page: Page) -> Markup:
-    """Communities as groups of strategies where controls ran, else a line per community."""
-    has_controls = len({result.strategy for result in page.results}) > 1
-    rows: list[PlotRow] = []
-    previous = None
-    for result in page.results:
-        if has_controls and result.community != previous:
-            rows.append(PlotRow(result.community))
-        previous = result.community
-        name = result.label if has_controls else result.community
-        rows.append(PlotRow(name, (result.of("acquisition"), result.of("retention"))))
-    return interval_plot(
-        rows,
-        panels=("Acquisition", "Retention"),
-        scale="accuracy",
-        description="Acquisition and retention of every trained model, with 95% intervals",
-    )
+def _drawn(page: Page) -> dict[str, list[tuple[str, str, Markup]]]:
+    """Section -> (name, caption, SVG) of its figures."""
+    found: dict[str, list[tuple[str, str, Markup]]] = {}
+    for plate in plates(page.results, page.evidence, strategies=page.strategies):
+        found.setdefault(plate.section, []).append((plate.name, plate.caption, Markup(to_svg(plate.chart))))
+    return found

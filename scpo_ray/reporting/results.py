@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scpo_ray.core.accuracy import Estimate
+from scpo_ray.core.bootstrap import Estimate
+from scpo_ray.records import ALL_COMMUNITIES
 
 STRATEGY_LABELS = {
     "filter_weight": "SCPO (filter + weight)",
@@ -12,6 +13,12 @@ STRATEGY_LABELS = {
     "weight": "weight only",
     "inverse_weight": "inverse weight",
     "none": "full fine-tuning",
+    "random": "random subset",
+    "uncertainty": "uncertainty band",
+    "keep_fraction": "SCPO + some agreement",
+    "global": "global model",
+    "uniform": "uniform",
+    "majority": "the majority's answers",
 }
 NOTHING = Estimate(math.nan, math.nan, math.nan, 0, 0)
 
@@ -56,8 +63,11 @@ class ModelResult:
 
 
 def strategy_label(strategy: str) -> str:
-    """A selection strategy's name for people; its own name when it is not one of ours."""
-    return STRATEGY_LABELS.get(strategy, strategy)
+    """An arm's name for people; its own name when it is not one of ours."""
+    name, _, share = strategy.partition("-share-")
+    name, _, threshold = name.partition("-tau-")
+    label = STRATEGY_LABELS.get(name, name)
+    return label + (f", τ = {threshold}" if threshold else "") + (f", {float(share):.0%} of the data" if share else "")
 
 
 def results_from(
@@ -86,7 +96,7 @@ def results_from(
             cluster_units.get(community, "annotators"),
         )
         for (strategy, community), trained in estimates.items()
-        if strategy in strategies
+        if strategy in strategies and community != ALL_COMMUNITIES
     ]
     gains = {
         result.community: result.of("overall_gain").value for result in results if result.strategy == strategies[0]
@@ -102,12 +112,11 @@ def results_from(
 
 
 def _by_model(metrics: Iterable[Mapping]) -> dict[tuple[str, str], dict[str, Estimate]]:
-    """(strategy or `global`, community) -> metric -> estimate. A community's name may hold slashes."""
+    """(arm or `global`, community) -> metric -> estimate."""
     estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
     for row in metrics:
         estimate = Estimate(row["value"], row["low"], row["high"], row["num_pairs"], row["num_clusters"])
-        strategy = row["model"].split("/", 1)[0]
-        estimates.setdefault((strategy, row["community"]), {})[row["metric"]] = estimate
+        estimates.setdefault((row["arm"], row["community"]), {})[row["metric"]] = estimate
     return estimates
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Literal
 
-from scpo_ray.core.accuracy import Estimate
+from scpo_ray.core.bootstrap import Estimate
 from scpo_ray.reporting.numbers import has_interval, points
 from scpo_ray.reporting.results import ModelResult, strategy_label
 
@@ -136,7 +136,14 @@ def _controls(main: Sequence[ModelResult], results: Sequence[ModelResult]) -> st
     return f"{sentence} points."
 
 
-def warnings(results: Sequence[ModelResult], *, strategy: str, failures: int, leaks: Sequence[str] = ()) -> list[str]:
+def warnings(
+    results: Sequence[ModelResult],
+    *,
+    strategy: str,
+    failures: int,
+    leaks: Sequence[str] = (),
+    comparisons: Sequence[Mapping] = (),
+) -> list[str]:
     """What a reader must know before believing the main strategy's numbers, most serious first."""
     main = [result for result in results if result.strategy == strategy]
     found = []
@@ -158,13 +165,32 @@ def warnings(results: Sequence[ModelResult], *, strategy: str, failures: int, le
             f"Fewer than {FEW_CLUSTERS} clusters behind the intervals of {_names(few)}: with so few, a bootstrap "
             "interval is narrower than it should be."
         )
-    spans = [result.community for result in main if verdict(result.of("overall_gain")) == "spans"]
+    spans = [result for result in main if verdict(result.of("overall_gain")) == "spans"]
     if spans:
+        names = _names([result.community for result in spans])
         found.append(
-            f"The interval of the overall gain spans zero for {_names(spans)}: neither a gain nor a loss is shown "
-            "there."
+            f"The interval of the overall gain spans zero for {names}: neither a gain nor a loss is shown there."
         )
-    return found
+    return found + _too_small_to_show(spans, comparisons)
+
+
+_LARGE_EFFECT = 0.05
+"""Differences of accuracy that a sample cannot show are worth a warning from here on."""
+
+
+def _too_small_to_show(spans: Sequence[ModelResult], comparisons: Sequence[Mapping]) -> list[str]:
+    """For intervals that span zero: what the sample could have shown at all."""
+    detectable = {
+        (row["community"], row["arm"]): row["detectable"]
+        for row in comparisons
+        if row["against"] == "global" and row["metric"] == "overall"
+    }
+    return [
+        f"{result.community}: its {result.of('overall_gain').num_clusters} {result.cluster_unit} in the test pairs cannot "
+        f"show a difference of less than {100 * smallest:.1f} points (80% power, 5% level)."
+        for result in spans
+        if (smallest := detectable.get((result.community, result.strategy), 0.0)) >= _LARGE_EFFECT
+    ]
 
 
 def leakage_warnings(leakage: Mapping[str, Mapping[str, float]], *, split_by: str) -> list[str]:

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from scpo_ray.core.accuracy import Estimate
+from scpo_ray.core.bootstrap import Estimate
 from scpo_ray.reporting.numbers import NONE, count, percent, points, points_interval
 from scpo_ray.reporting.results import ModelResult
 
@@ -16,6 +16,9 @@ SHORT_LABELS = {
     "weight": "weight (W)",
     "inverse_weight": "inverse W",
     "none": "full",
+    "random": "random",
+    "uncertainty": "uncertain",
+    "keep_fraction": "SCPO + agr.",
 }
 _CAPTION = (
     "Accuracy in %; in parentheses the gain over the global model in points, below it the 95% interval. Test pairs: in "

@@ -1,61 +1,48 @@
-"""What was gained and what was lost: every trained model on its community's and the majority's test pairs."""
+"""What was gained and what was lost: every trained model on its community's, the majority's and the others' test pairs."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scpo_ray.artifacts import Manifest, RunDirectory
-from scpo_ray.config import Config, EvaluateConfig
-from scpo_ray.core.accuracy import Estimate, cluster_bootstrap_mean, pair_correctness
-from scpo_ray.core.agreement import agreement
-from scpo_ray.errors import ArtifactError
-from scpo_ray.records import EVALUATION
+from scpo_ray.artifacts import Draft, Manifest, RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.errors import ArtifactError, DataError
+from scpo_ray.evaluation.comparisons import COMPARISONS, comparison_rows
+from scpo_ray.evaluation.matrices import TRANSFER, community_structure, transfer_rows
+from scpo_ray.evaluation.measures import DIAGNOSTICS, METRICS, Measurer, diagnostics, longer_wins
+from scpo_ray.evaluation.opinions import OPINIONS, opinion_rows, option_ids
+from scpo_ray.evaluation.pairs import PairSet, pooled
+from scpo_ray.records import ALL_COMMUNITIES, EVALUATION, OPTION_SHARES, ModelName
 from scpo_ray.runtime import connect, progress_bar
 from scpo_ray.stages import recipes
-from scpo_ray.stages.scoring_job import ModelToScore, rewards_by_id, score_models
+from scpo_ray.stages.scoring_job import ModelToScore, score_models
 from scpo_ray.stages.train import load_trained
 
-METRICS = pa.schema(
-    [
-        ("community", pa.string()),
-        ("model", pa.string()),  # global, or STRATEGY/COMMUNITY
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("low", pa.float64()),  # 95% interval, bootstrap clustered by annotator, else by prompt group
-        ("high", pa.float64()),
-        ("num_pairs", pa.int64()),
-        ("num_clusters", pa.int64()),
-    ]
-)
+_PAIR_COLUMNS = ["pair_id", "community", "annotator_id", "prompt_group", "chosen_id", "rejected_id"]
 
 
 @dataclass(frozen=True)
-class TestPairs:
-    """Test pairs of one or more communities with the global model's rewards."""
+class Inputs:
+    """The pairs that an evaluation is about, and the ruler's rewards of all of their responses."""
 
-    table: pa.Table
-    global_chosen: np.ndarray
-    global_rejected: np.ndarray
-
-    @property
-    def clusters(self) -> np.ndarray:
-        """Annotators, or prompt groups where there are none."""
-        return pc.coalesce(self.table["annotator_id"], self.table["prompt_group"]).to_numpy(zero_copy_only=False)
-
-    @property
-    def response_ids(self) -> pa.Array:
-        """Every response that occurs, once."""
-        both = [*self.table["chosen_id"].combine_chunks().to_pylist(), *self.table["rejected_id"].to_pylist()]
-        return pa.array(sorted(set(both)), pa.string())
+    test: Mapping[str, PairSet]
+    """By community, every community that has test pairs."""
+    validation: Mapping[str, PairSet]
+    majority: PairSet
+    global_scores: pa.Table
+    option_shares: pa.Table
+    """Answers of communities as distributions; empty where the data has none."""
 
 
 def run(config: Config) -> Manifest:
-    """Score, measure; write `evaluation`. Returns its manifest, from disk when it is already made.
+    """Score, measure, compare; write `evaluation`. Returns its manifest, from disk when it is already made.
 
     Raises:
         ArtifactError: no trained model is there.
+        DataError: a community or the majority has no test pairs.
     """
     directory = RunDirectory(config.run_dir)
     trained = load_trained(config, directory)
@@ -68,16 +55,14 @@ def run(config: Config) -> Manifest:
         return found
     if found is not None and dict(found.identity) != recipe.identity:
         recipe.is_made(directory, rebuild=config.rebuild)
+    inputs = load_inputs(config, directory)
+    check_test_pairs(inputs, {name.community for name in trained})
     connect()
-    majority = recipes.checked(directory, recipes.prepared(config)).statistics["majority"]
-    assert isinstance(majority, list)
-    own = {community: _test_pairs(directory, [community]) for community in {name.split("/", 1)[1] for name in trained}}
-    of_majority = _test_pairs(directory, majority)
     wanted = [
         ModelToScore(
-            name,
+            str(name),
             str(directory.fetch(manifest.name)),
-            _union(own[name.split("/", 1)[1]].response_ids, of_majority.response_ids),
+            _responses(config, inputs, name),
             dropout=config.evaluate.dropout,
         )
         for name, manifest in trained.items()
@@ -85,128 +70,201 @@ def run(config: Config) -> Manifest:
     with recipe.making(directory) as draft:
         with progress_bar("evaluate", unit="responses") as bar:
             scores, cost = score_models(wanted, config, on_progress=lambda done, total, _: bar.update(done, total))
-        rows: list[dict] = []
-        rewards: list[pa.Table] = []
-        for name in trained:
-            community = name.split("/", 1)[1]
-            rows += measure(name, community, own[community], of_majority, scores[name], config.evaluate, config.seed)
-            apart = [of_majority] if community in majority else [own[community], of_majority]
-            rewards += [_rewards(name, pairs, scores[name]) for pairs in apart]
-        rows += global_rows(own, of_majority, config.evaluate, config.seed)
-        apart = [pairs for community, pairs in own.items() if community not in majority]
-        rewards += [_global_rewards(pairs) for pairs in (*apart, of_majority)]
-        draft.write_table("metrics.parquet", pa.Table.from_pylist(rows, schema=METRICS))
-        draft.write_table("rewards.parquet", pa.concat_tables(rewards))
+        by_name = {name: scores[str(name)] for name in trained}
+        write_tables(draft, config, inputs, by_name)
+        _write_structure(draft, config, directory, list(inputs.test))
         draft.statistics |= asdict(cost) | {"padding_share": round(cost.padding_share, 6)}
     return directory.require(recipe.name, job="evaluate")
 
 
-def measure(
-    model: str,
-    community: str,
-    own: TestPairs,
-    majority: TestPairs,
-    scores: pa.Table,
-    config: EvaluateConfig,
-    seed: int,
-) -> list[dict]:
-    """Rows of METRICS for one trained model; `_gain` rows are paired differences from the global model."""
-    correct, before = _correct(own, scores), _global_correct(own)
-    is_wrong = _global_is_wrong(own, config)
-    majority_correct, majority_before = _correct(majority, scores), _global_correct(majority)
-    everything = np.ones(len(correct), dtype=bool)
-    parts = (
-        ("overall", own, correct, everything),
-        ("overall_gain", own, correct - before, everything),
-        ("acquisition", own, correct, is_wrong),
-        ("retention", own, correct, ~is_wrong),
-        ("majority", majority, majority_correct, np.ones(len(majority_correct), dtype=bool)),
-        ("majority_gain", majority, majority_correct - majority_before, np.ones(len(majority_correct), dtype=bool)),
-    )
-    return [
-        _row(community, model, metric, _estimate(pairs, values, mask, config, seed))
-        for metric, pairs, values, mask in parts
-    ]
-
-
-def global_rows(own: dict[str, TestPairs], majority: TestPairs, config: EvaluateConfig, seed: int) -> list[dict]:
-    """The global model's own rows: the baseline, and how many pairs acquisition and retention stand on."""
-    rows = []
-    for community, pairs in own.items():
-        correct, is_wrong = _global_correct(pairs), _global_is_wrong(pairs, config)
-        everything = np.ones(len(correct), dtype=bool)
-        for metric, mask in (("overall", everything), ("acquisition", is_wrong), ("retention", ~is_wrong)):
-            rows.append(_row(community, "global", metric, _estimate(pairs, correct, mask, config, seed)))
-        majority_correct = _global_correct(majority)
-        mask = np.ones(len(majority_correct), dtype=bool)
-        rows.append(_row(community, "global", "majority", _estimate(majority, majority_correct, mask, config, seed)))
-    return rows
-
-
-def _test_pairs(directory: RunDirectory, communities: list[str]) -> TestPairs:
+def load_inputs(config: Config, directory: RunDirectory) -> Inputs:
+    """Test and validation pairs by community, and the majority's test pairs together."""
+    majority = recipes.checked(directory, recipes.prepared(config)).statistics["majority"]
+    assert isinstance(majority, list)
     pairs = directory.read_table(
         "prepared/pairs.parquet",
-        columns=["pair_id", "community", "annotator_id", "prompt_group", "chosen_id", "rejected_id"],
-        filters=pc.field("community").isin(communities) & (pc.field("split") == "test"),
+        columns=[*_PAIR_COLUMNS, "split"],
+        filters=pc.field("split").isin(["validation", "test"]),
     )
-    needed = pa.array(sorted({*pairs["chosen_id"].to_pylist(), *pairs["rejected_id"].to_pylist()}), pa.string())
-    scores = directory.read_table(
-        "scores/scores.parquet", columns=["response_id", "reward"], filters=pc.field("response_id").isin(needed)
+    scores = directory.read_table("scores/scores.parquet", columns=["response_id", "reward", "num_tokens"])
+    shares = OPTION_SHARES.empty_table()
+    if "option_shares.parquet" in directory.names(recipes.PREPARED):
+        shares = directory.read_table("prepared/option_shares.parquet", filters=pc.field("split") != "train")
+    needed = {*pairs["chosen_id"].to_pylist(), *pairs["rejected_id"].to_pylist(), *shares["response_id"].to_pylist()}
+    scores = scores.filter(pc.is_in(scores["response_id"], pa.array(sorted(needed), pa.string())))
+    by_split = {
+        split: {
+            community: PairSet(community, part, scores)
+            for community, part in _by_community(pairs.filter(pc.equal(pairs["split"], split)))
+        }
+        for split in ("validation", "test")
+    }
+    of_majority = pairs.filter(
+        pc.and_(pc.equal(pairs["split"], "test"), pc.is_in(pairs["community"], pa.array(majority)))
     )
-    return TestPairs(pairs, rewards_by_id(scores, pairs["chosen_id"]), rewards_by_id(scores, pairs["rejected_id"]))
-
-
-def _correct(pairs: TestPairs, scores: pa.Table) -> np.ndarray:
-    return pair_correctness(
-        chosen_rewards=rewards_by_id(scores, pairs.table["chosen_id"]),
-        rejected_rewards=rewards_by_id(scores, pairs.table["rejected_id"]),
-    )
-
-
-def _global_correct(pairs: TestPairs) -> np.ndarray:
-    return pair_correctness(chosen_rewards=pairs.global_chosen, rejected_rewards=pairs.global_rejected)
-
-
-def _global_is_wrong(pairs: TestPairs, config: EvaluateConfig) -> np.ndarray:
-    """True where agreement is below the threshold; at 0.5, where the global model prefers the rejected response."""
-    return agreement(chosen_rewards=pairs.global_chosen, rejected_rewards=pairs.global_rejected) < config.test_threshold
-
-
-def _estimate(pairs: TestPairs, values: np.ndarray, mask: np.ndarray, config: EvaluateConfig, seed: int) -> Estimate:
-    return cluster_bootstrap_mean(
-        values, clusters=pairs.clusters, num_resamples=config.num_resamples, seed=seed, mask=mask
+    return Inputs(
+        by_split["test"], by_split["validation"], PairSet("the majority", of_majority, scores), scores, shares
     )
 
 
-def _row(community: str, model: str, metric: str, estimate: Estimate) -> dict:
-    return {"community": community, "model": model, "metric": metric, **asdict(estimate)}
+def check_test_pairs(inputs: Inputs, communities: Iterable[str]) -> None:
+    """Refuse to measure nothing.
+
+    Raises:
+        DataError: names the communities without test pairs, or the majority.
+    """
+    empty = sorted(community for community in communities if community not in inputs.test)
+    if not len(inputs.majority):
+        empty.append(inputs.majority.name)
+    if empty:
+        raise DataError(f"{', '.join(empty)}: no test pairs, so nothing can be measured; raise prepare.test_fraction")
 
 
-def _rewards(model: str, pairs: TestPairs, scores: pa.Table) -> pa.Table:
+def write_tables(draft: Draft, config: Config, inputs: Inputs, scores: Mapping[ModelName, pa.Table]) -> None:
+    """Everything that follows from rewards, once all of them are there."""
+    results = _Results(config, inputs)
+    for community in dict.fromkeys(name.community for name in scores):
+        results.add(community, {"global": [inputs.global_scores], **_replicates(scores, community)})
+    results.add_pooled()
+    references = list(dict.fromkeys(("global", "none", "random", config.select.strategy)))
+    comparisons = comparison_rows(results.correct, results.about, references, config.evaluate, seed=config.seed)
+    main = {name.community: table for name, table in scores.items() if _is_main(config, name)}
+    transfer = transfer_rows({"global": inputs.global_scores, **main}, inputs.test, config.evaluate, seed=config.seed)
+    for name, rows, schema in (
+        ("metrics", results.metrics, METRICS),
+        ("diagnostics", results.diagnostics, DIAGNOSTICS),
+        ("opinions", results.opinions, OPINIONS),
+        ("comparisons", comparisons, COMPARISONS),
+        ("transfer", transfer, TRANSFER),
+    ):
+        draft.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
+    draft.write_table("rewards.parquet", pa.concat_tables(_reward_tables(config, inputs, scores)))
+
+
+class _Results:
+    """Rows of the result tables, gathered community by community."""
+
+    def __init__(self, config: Config, inputs: Inputs) -> None:
+        self._config, self._inputs = config, inputs
+        self._majority = sorted(pc.unique(inputs.majority.table["community"]).to_pylist())
+        self.metrics: list[dict] = []
+        self.diagnostics: list[dict] = []
+        self.opinions: list[dict] = []
+        self.about: dict[tuple[str, str], PairSet] = {}
+        """(community, metric) -> the pairs."""
+        self.correct: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        """(community, metric) -> arm -> correctness per pair, mean over replicates."""
+        self._by_replicate: dict[str, dict[str, dict[str, list[np.ndarray]]]] = {"overall": {}, "majority": {}}
+        """metric -> community -> arm -> correctness per pair, one array per replicate."""
+
+    def add(self, community: str, arms: Mapping[str, Sequence[pa.Table]]) -> None:
+        """One community: rewards (SCORES) of the replicates of every arm, `global` among them."""
+        config, seed = self._config.evaluate, self._config.seed
+        own, majority = self._inputs.test[community], self._inputs.majority
+        for arm, replicates in arms.items():
+            for pairs, metric in ((own, "overall"), (majority, "majority")):
+                values = [pairs.correct(scores) for scores in replicates]
+                self._by_replicate[metric].setdefault(community, {})[arm] = values
+            for replicate, scores in enumerate(replicates):
+                found = diagnostics(own, self._inputs.validation.get(community), scores)
+                self._diagnose(arm, community, replicate, found)
+        self._diagnose("global", community, 0, {"longer_wins": longer_wins(own)})
+        self._measure(own, {metric: self._by_replicate[metric][community] for metric in self._by_replicate})
+        self.opinions += opinion_rows(community, self._inputs.option_shares, arms, self._majority, config, seed=seed)
+
+    def add_pooled(self) -> None:
+        """All communities as one: their own pairs together, the majority's as the mean over the communities' models."""
+        communities = list(self._by_replicate["overall"])
+        by_arm: dict[str, dict[str, list[np.ndarray]]] = {"overall": {}, "majority": {}}
+        for arm in self._by_replicate["overall"][communities[0]]:
+            number = {len(self._by_replicate["overall"][name].get(arm, ())) for name in communities}
+            if len(number) != 1 or 0 in number:
+                continue  # a community lacks this arm, or a replicate of it: no fair mean
+            for metric, join in (("overall", np.concatenate), ("majority", lambda arrays: np.mean(arrays, axis=0))):
+                replicates = zip(*(self._by_replicate[metric][name][arm] for name in communities), strict=True)
+                by_arm[metric][arm] = [join(list(arrays)) for arrays in replicates]
+        if len(communities) > 1:
+            self._measure(pooled(ALL_COMMUNITIES, [self._inputs.test[name] for name in communities]), by_arm)
+
+    def _measure(self, own: PairSet, by_arm: Mapping[str, Mapping[str, list[np.ndarray]]]) -> None:
+        measurer = Measurer(own, self._inputs.majority, self._config.evaluate, seed=self._config.seed)
+        for arm, replicates in by_arm["overall"].items():
+            self.metrics += measurer.rows(arm, own=replicates, majority=by_arm["majority"][arm])
+        for metric, pairs in (("overall", own), ("majority", self._inputs.majority)):
+            self.about[own.name, metric] = pairs
+            self.correct[own.name, metric] = {
+                arm: np.mean(replicates, axis=0) for arm, replicates in by_arm[metric].items()
+            }
+
+    def _diagnose(self, arm: str, community: str, replicate: int, values: Mapping[str, float]) -> None:
+        self.diagnostics += [
+            {"arm": arm, "community": community, "replicate": replicate, "measure": measure, "value": value}
+            for measure, value in values.items()
+        ]
+
+
+def _write_structure(draft: Draft, config: Config, directory: RunDirectory, communities: Sequence[str]) -> None:
+    """How far communities agree in the data itself; no model has a part in it."""
+    pairs = directory.read_table(
+        "prepared/pairs.parquet",
+        columns=["community", "annotator_id", "chosen_id", "rejected_id"],
+        filters=pc.field("community").isin(list(communities)),
+    )
+    structure, variance = community_structure(pairs, communities, config.evaluate, seed=config.seed)
+    variance_row = {
+        key: None if isinstance(value, float) and np.isnan(value) else value for key, value in asdict(variance).items()
+    }
+    draft.write_json("communities.json", structure | {"variance": variance_row})
+
+
+def _replicates(scores: Mapping[ModelName, pa.Table], community: str) -> dict[str, list[pa.Table]]:
+    """Arm -> rewards of its replicates, in their order."""
+    found: dict[str, list[pa.Table]] = {}
+    for name in sorted((name for name in scores if name.community == community), key=lambda name: name.replicate):
+        found.setdefault(name.arm, []).append(scores[name])
+    return found
+
+
+def _is_main(config: Config, name: ModelName) -> bool:
+    return name.arm == config.select.strategy and name.replicate == 0
+
+
+def _responses(config: Config, inputs: Inputs, name: ModelName) -> pa.Array:
+    """What a model must score: its community's and the majority's pairs; all test pairs for the matrix of transfer."""
+    sets = [inputs.test[name.community], inputs.majority]
+    if name.community in inputs.validation:
+        sets.append(inputs.validation[name.community])
+    if _is_main(config, name):
+        sets += inputs.test.values()
+    identifiers = {value for pairs in sets for value in pairs.response_ids.to_pylist()}
+    identifiers.update(option_ids(inputs.option_shares, [name.community]))
+    return pa.array(sorted(identifiers), pa.string())
+
+
+def _by_community(pairs: pa.Table) -> Iterable[tuple[str, pa.Table]]:
+    for community in sorted(pc.unique(pairs["community"]).to_pylist()):
+        yield community, pairs.filter(pc.equal(pairs["community"], community))
+
+
+def _reward_tables(config: Config, inputs: Inputs, scores: Mapping[ModelName, pa.Table]) -> list[pa.Table]:
+    """Rewards of every model on the test pairs that it scored, in the EVALUATION columns."""
+    tables = [_rewards("global", pairs, inputs.global_scores) for pairs in inputs.test.values()]
+    majority = sorted(pc.unique(inputs.majority.table["community"]).to_pylist())
+    for name, table in scores.items():
+        communities = list(inputs.test) if _is_main(config, name) else list(dict.fromkeys((name.community, *majority)))
+        tables += [_rewards(str(name), inputs.test[community], table) for community in communities]
+    return tables
+
+
+def _rewards(model: str, pairs: PairSet, scores: pa.Table) -> pa.Table:
+    chosen, rejected = pairs.rewards(scores)
     return pa.table(
         {
             "pair_id": pairs.table["pair_id"],
             "community": pairs.table["community"],
-            "model": pa.array([model] * len(pairs.table), pa.string()),
-            "reward_chosen": rewards_by_id(scores, pairs.table["chosen_id"]),
-            "reward_rejected": rewards_by_id(scores, pairs.table["rejected_id"]),
+            "model": pa.array([model] * len(pairs), pa.string()),
+            "reward_chosen": chosen,
+            "reward_rejected": rejected,
         },
         schema=EVALUATION,
     )
-
-
-def _global_rewards(pairs: TestPairs) -> pa.Table:
-    return pa.table(
-        {
-            "pair_id": pairs.table["pair_id"],
-            "community": pairs.table["community"],
-            "model": pa.array(["global"] * len(pairs.table), pa.string()),
-            "reward_chosen": pairs.global_chosen,
-            "reward_rejected": pairs.global_rejected,
-        },
-        schema=EVALUATION,
-    )
-
-
-def _union(*arrays: pa.Array) -> pa.Array:
-    return pa.array(sorted({value for array in arrays for value in array.to_pylist()}), pa.string())

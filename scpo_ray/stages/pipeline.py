@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.cli import dump_yaml
@@ -41,13 +42,13 @@ def run(config: Config) -> str:
     lines: list[StageLine] = []
     prepared = _timed(lines, "prepare", lambda: prepare.run(config))
     directory.write_file("config.yaml", dump_yaml(config).encode())
-    console.print(_prepared_line(prepared))
+    console.print(Text(_prepared_line(prepared)))
     _timed(lines, "train_global", lambda: train_global.run(config))
     _timed(lines, "score", lambda: score.run(config))
     _timed(lines, "select", lambda: select.run(config)[0])
     outcome = _train(lines, config)
     for name, reason in outcome.failed.items():
-        console.print(f"[bold red]failed[/] {name}: {reason}", highlight=False)
+        console.print(Text.assemble(("failed", "bold red"), f" {name}: {reason}"))
     if outcome.trained:
         _timed(lines, "evaluate", lambda: evaluate.run(config))
     path = report.run(config, failures=outcome.failed)
@@ -56,7 +57,7 @@ def run(config: Config) -> str:
     console.print(summary_table(lines))
     if outcome.failed:
         raise TrainingError(
-            f"{', '.join(outcome.failed)}: not trained, for the reasons above; everything else is in {path}"
+            f"{', '.join(map(str, outcome.failed))}: not trained, for the reasons above; everything else is in {path}"
         )
     return str(path)
 

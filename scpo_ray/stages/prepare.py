@@ -1,7 +1,7 @@
 """From source rows to responses, pairs and splits, every row accounted for."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from scpo_ray.core.splits import assign_splits
 from scpo_ray.datasets import atlas, general_preferences, global_opinions, pair_files, prism
 from scpo_ray.datasets.base import Dataset
 from scpo_ray.errors import ConfigError, DataError
-from scpo_ray.records import REJECTED_ROWS, content_id, table
+from scpo_ray.records import OPTION_SHARES, REJECTED_ROWS, content_id, table
 from scpo_ray.stages import recipes
 
 DEFAULT_MAJORITY = ("United States", "United Kingdom", atlas.MAJORITY)
@@ -31,6 +31,9 @@ def run(config: Config) -> Manifest:
     recipe = recipes.prepared(config)
     made = recipe.is_made(directory, rebuild=config.rebuild)
     if made is not None:
+        known = made.statistics["communities"]
+        assert isinstance(known, dict)
+        _check_training_communities(config, known)
         return made
     with recipe.making(directory) as draft:
         datasets = [_read(name, config) for name in config.prepare.datasets]
@@ -39,13 +42,14 @@ def run(config: Config) -> Manifest:
         pairs = pa.concat_tables([dataset.pairs for dataset in datasets])
         responses = _unique_responses([dataset.responses for dataset in datasets])
         majority, pairs = _choose_communities(pairs, config.prepare)
-        check_known("train.communities", config.train.communities, pairs)
-        check_known("train_global.communities", config.train_global.communities, pairs)
+        _check_unique(pairs)
+        _check_training_communities(config, pc.unique(pairs["community"]).to_pylist())
         pairs = _with_groups_and_splits(pairs, responses, config.prepare)
         draft.write_table("responses.parquet", responses)
         draft.write_table("pairs.parquet", pairs)
         _write_ledgers(draft, datasets)
         _write_truth(draft, datasets)
+        _write_option_shares(draft, datasets, pairs)
         draft.write_json("majority.json", majority)  # part of the content: the global model and the metrics follow it
         leakage = count_leakage(pairs)
         draft.write_json("leakage.json", leakage)
@@ -83,13 +87,25 @@ def count_leakage(pairs: pa.Table) -> dict[str, dict[str, float]]:
     return leakage
 
 
-def check_known(key: str, communities: Sequence[str] | None, pairs: pa.Table) -> None:
+def _check_training_communities(config: Config, known: Iterable[str]) -> None:
+    """Before anything expensive starts: both trainings' communities occur."""
+    check_known("train.communities", config.train.communities, known)
+    check_known("train_global.communities", config.train_global.communities, known)
+
+
+def _check_unique(pairs: pa.Table) -> None:
+    repeated = len(pairs) - len(pc.unique(pairs["pair_id"]))
+    if repeated:
+        raise DataError(f"{repeated} pairs occur twice; this is a fault of an adapter, please report it")
+
+
+def check_known(key: str, communities: Sequence[str] | None, known: Iterable[str]) -> None:
     """Refuse communities that the data does not have.
 
     Raises:
         ConfigError: names the key, the communities, and those that exist.
     """
-    available = sorted(set(pc.unique(pairs["community"]).to_pylist()))
+    available = sorted(set(known))
     unknown = [community for community in communities or () if community not in available]
     if unknown:
         shown = ", ".join(available[:40]) + (", ..." if len(available) > 40 else "")
@@ -122,9 +138,9 @@ def _choose_communities(pairs: pa.Table, config: PrepareConfig) -> tuple[list[st
     """The majority, and the pairs of the communities that the config keeps."""
     if not len(pairs):
         raise DataError("no pair is left: every response pair was a tie or was filtered; see prepare.min_score_gap")
-    check_known("prepare.majority", config.majority, pairs)
-    check_known("prepare.communities", config.communities, pairs)
     available = set(pc.unique(pairs["community"]).to_pylist())
+    check_known("prepare.majority", config.majority, available)
+    check_known("prepare.communities", config.communities, available)
     majority = sorted(available & set(DEFAULT_MAJORITY if config.majority is None else config.majority))
     if not majority:
         raise ConfigError(
@@ -139,9 +155,12 @@ def _choose_communities(pairs: pa.Table, config: PrepareConfig) -> tuple[list[st
 
 def _with_groups_and_splits(pairs: pa.Table, responses: pa.Table, config: PrepareConfig) -> pa.Table:
     """Fill `prompt_group` and `split`."""
+    contexts = dict(zip(responses["response_id"].to_pylist(), responses["context"].to_pylist(), strict=True))
     prompts: dict[str, str] = {}
-    for context, prompt_id in zip(responses["context"].to_pylist(), responses["prompt_id"].to_pylist(), strict=True):
-        prompts.setdefault(prompt_id, " ".join(message["content"] for message in context if message["role"] == "user"))
+    for prompt_id, chosen_id in zip(pairs["prompt_id"].to_pylist(), pairs["chosen_id"].to_pylist(), strict=True):
+        if prompt_id not in prompts:
+            turns = (message["content"] for message in contexts[chosen_id] if message["role"] == "user")
+            prompts[prompt_id] = " ".join(turns)
     numbers = near_duplicate_groups(list(prompts.values()), similarity=config.near_duplicate_similarity)
     members: dict[int, str] = {}
     group_of = {
@@ -197,6 +216,23 @@ def _write_truth(draft: Draft, datasets: Sequence[Dataset]) -> None:
     for dataset in datasets:
         if dataset.pair_truth is not None:
             draft.write_table("pair_truth.parquet", dataset.pair_truth)
+
+
+def _write_option_shares(draft: Draft, datasets: Sequence[Dataset], pairs: pa.Table) -> None:
+    """Shares of the questions whose pairs are all on one side of the split, whatever the community."""
+    tables = [dataset.option_shares for dataset in datasets if dataset.option_shares is not None]
+    if not tables:
+        return
+    sides = pairs.group_by(["prompt_id", "prompt_group", "split"]).aggregate([]).to_pylist()
+    count = Counter(row["prompt_id"] for row in sides)
+    side_of = {row["prompt_id"]: row for row in sides if count[row["prompt_id"]] == 1}
+    communities = set(pc.unique(pairs["community"]).to_pylist())
+    rows = (
+        row | {key: side_of[row["prompt_id"]][key] for key in ("prompt_group", "split")}
+        for row in pa.concat_tables(tables).to_pylist()
+        if row["prompt_id"] in side_of and row["community"] in communities
+    )
+    draft.write_table("option_shares.parquet", table(rows, OPTION_SHARES))
 
 
 def _statistics(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from scpo_ray import models
 from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
-from scpo_ray.config import Config
+from scpo_ray.config import Arm, Config
 from scpo_ray.errors import ArtifactError
-from scpo_ray.records import safe_name
+from scpo_ray.records import ModelName, safe_name
 
 PREPARED, GLOBAL_MODEL, SCORES, EVALUATION = "prepared", "global_model", "scores", "evaluation"
 
@@ -64,48 +64,54 @@ def score_precision(config: Config) -> str:
     return models.resolved_precision(config.score.precision, on_gpu=config.score.gpus_per_scorer > 0)
 
 
-def decisions(config: Config, run: RunDirectory, strategy: str) -> Recipe:
-    """What one selection strategy decided for every pair."""
-    select = config.select.identity("select")
-    identity = {key: value for key, value in select.items() if key not in ("select.strategy", "select.controls")}
+def decisions(config: Config, run: RunDirectory, arm: Arm) -> Recipe:
+    """What one arm decided for every pair."""
+    identity = {
+        key: value
+        for key, value in config.select.identity("select").items()
+        if key not in ("select.strategy", "select.controls", "select.curve_thresholds", "select.curve_shares")
+    }
+    identity |= {"select.agreement_threshold": arm.agreement_threshold, "training share": arm.training_share}
+    identity["seed"] = config.seed
     inputs = {
         PREPARED: checked(run, prepared(config)).content_hash,
         SCORES: checked(run, scores(config, run)).content_hash,
     }
-    return Recipe(f"decisions/{strategy}", "select", identity, inputs, config.seed)
+    return Recipe(f"decisions/{arm.name}", "select", identity, inputs, config.seed)
 
 
-def reward_model(config: Config, run: RunDirectory, strategy: str, community: str) -> Recipe:
-    """One community's reward model under one strategy."""
-    decided = checked(run, decisions(config, run, strategy))
+def reward_model(config: Config, run: RunDirectory, arm: Arm, name: ModelName) -> Recipe:
+    """One community's reward model under one arm; replicates differ in their seed."""
+    decided = checked(run, decisions(config, run, arm))
     hashes = decided.statistics["content_hashes"]
     assert isinstance(hashes, dict)
     identity = config.train.identity("train") | config.format.identity("format")
     return Recipe(
-        model_name(config, strategy, community),
+        model_folder(config, name),
         "train",
-        identity | {"strategy": strategy, "community": community, "seed": config.seed},
+        identity | {"arm": name.arm, "community": name.community, "seed": config.seed + name.replicate},
         {
-            f"decisions/{strategy}": hashes[community],
+            f"decisions/{arm.name}": hashes[name.community],
             GLOBAL_MODEL: checked(run, global_model(config, run)).content_hash,
         },
-        config.seed,
+        config.seed + name.replicate,
     )
 
 
-def model_name(config: Config, strategy: str, community: str) -> str:
-    """Where a community's model lies: `reward_models/`, or `controls/STRATEGY/` for what runs beside the strategy."""
-    folder = "reward_models" if strategy == config.select.strategy else f"controls/{strategy}"
-    return f"{folder}/{safe_name(community)}"
+def model_folder(config: Config, name: ModelName) -> str:
+    """Where a model lies: `reward_models/COMMUNITY`; `controls/ARM/COMMUNITY` for what runs beside; `replicates/N/...`."""
+    folder = "reward_models" if name.arm == config.select.strategy else f"controls/{name.arm}"
+    replicate = f"replicates/{name.replicate}/" if name.replicate else ""
+    return f"{replicate}{folder}/{safe_name(name.community)}"
 
 
-def evaluation(config: Config, run: RunDirectory, trained: dict[str, Manifest]) -> Recipe:
-    """Rewards and metrics of the trained models (`STRATEGY/COMMUNITY` -> manifest) on test pairs."""
+def evaluation(config: Config, run: RunDirectory, trained: dict[ModelName, Manifest]) -> Recipe:
+    """Rewards and metrics of the trained models on validation and test pairs."""
     identity = config.evaluate.identity("evaluate") | {"score.precision": score_precision(config), "seed": config.seed}
-    inputs = {name: manifest.content_hash for name, manifest in trained.items()}
+    inputs = {str(name): manifest.content_hash for name, manifest in trained.items()}
     inputs[SCORES] = checked(run, scores(config, run)).content_hash
-    for strategy in config.select.strategies:
-        inputs[f"decisions/{strategy}"] = checked(run, decisions(config, run, strategy)).content_hash
+    for arm in config.select.arms:
+        inputs[f"decisions/{arm.name}"] = checked(run, decisions(config, run, arm)).content_hash
     return Recipe(EVALUATION, "evaluate", identity, inputs, config.seed)
 
 

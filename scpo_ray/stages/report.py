@@ -12,25 +12,28 @@ from rich.table import Table
 
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
+from scpo_ray.records import ModelName
+from scpo_ray.reporting.evidence import Evidence
 from scpo_ray.reporting.examples import Example, PlantedRow, choose_examples, planted_rows, shortened
 from scpo_ray.reporting.page import Page, Provenance, render
 from scpo_ray.reporting.results import Kept, ModelResult, results_from
 from scpo_ray.reporting.summary import leakage_warnings
 from scpo_ray.reporting.terminal import headline_table
 from scpo_ray.stages import recipes
-from scpo_ray.stages.train import communities_to_train, load_trained
+from scpo_ray.stages.report_evidence import load_evidence
+from scpo_ray.stages.train import communities_to_train, load_trained, model_names
 
 REPORT = "report.html"
-_NO_FAILURES: Mapping[str, str] = MappingProxyType({})
+_NO_FAILURES: Mapping[ModelName, str] = MappingProxyType({})
 _NUM_LISTED_ROWS = 20
 _TRAINING_KEYS = ("num_pairs", "num_steps", "num_tokens", "num_padded_tokens", "wall_time_s")
 
 
-def run(config: Config, failures: Mapping[str, str] = _NO_FAILURES) -> str:
+def run(config: Config, failures: Mapping[ModelName, str] = _NO_FAILURES) -> str:
     """Write `report.html` into the run directory; return its path.
 
     Args:
-        failures: `STRATEGY/COMMUNITY` -> why it has no model. Models that are missing otherwise are listed as well.
+        failures: why a model is not there. Models that are missing otherwise are listed as well.
 
     Raises:
         ArtifactError: an artifact is missing, or another config or other inputs made it.
@@ -50,7 +53,7 @@ def terminal_table(config: Config) -> Table:
     return headline_table(_results(config, directory, load_trained(config, directory)), title=config.report.title)
 
 
-def gather(config: Config, failures: Mapping[str, str] = _NO_FAILURES) -> Page:
+def gather(config: Config, failures: Mapping[ModelName, str] = _NO_FAILURES) -> Page:
     """Everything that the page shows, read from the run's artifacts."""
     directory = RunDirectory(config.run_dir)
     prepared: Mapping[str, Any] = recipes.checked(directory, recipes.prepared(config)).statistics
@@ -61,7 +64,7 @@ def gather(config: Config, failures: Mapping[str, str] = _NO_FAILURES) -> Page:
     suspicious = directory.read_table("prepared/suspicious_rows.parquet")
     return Page(
         title=config.report.title,
-        strategy=config.select.strategy,
+        strategies=config.select.strategies,
         results=results,
         failures=_missing(config, directory, trained, failures),
         majority=prepared["majority"],
@@ -83,10 +86,11 @@ def gather(config: Config, failures: Mapping[str, str] = _NO_FAILURES) -> Page:
             "test_threshold": config.evaluate.test_threshold,
         },
         provenance=_provenance(config, directory, trained),
+        evidence=load_evidence(config, directory, trained) if trained else Evidence(),
     )
 
 
-def _results(config: Config, directory: RunDirectory, trained: dict[str, Manifest]) -> list[ModelResult]:
+def _results(config: Config, directory: RunDirectory, trained: dict[ModelName, Manifest]) -> list[ModelResult]:
     recipes.checked(directory, recipes.evaluation(config, directory, trained))
     return results_from(
         directory.read_table("evaluation/metrics.parquet").to_pylist(),
@@ -98,13 +102,11 @@ def _results(config: Config, directory: RunDirectory, trained: dict[str, Manifes
 
 def _kept(config: Config, directory: RunDirectory) -> dict[tuple[str, str], Kept]:
     found = {}
-    for strategy in config.select.strategies:
-        statistics: Mapping[str, Any] = recipes.checked(
-            directory, recipes.decisions(config, directory, strategy)
-        ).statistics
+    for arm in config.select.arms:
+        statistics: Mapping[str, Any] = recipes.checked(directory, recipes.decisions(config, directory, arm)).statistics
         for community, of_community in statistics["communities"].items():
             shares = of_community["kept_share"]
-            found[strategy, community] = Kept(
+            found[arm.name, community] = Kept(
                 shares["train"], shares["test"], of_community["num_kept"], of_community["effective_sample_size"]
             )
     return found
@@ -129,16 +131,17 @@ def _cluster_units(directory: RunDirectory) -> dict[str, str]:
 
 
 def _missing(
-    config: Config, directory: RunDirectory, trained: Mapping[str, Manifest], failures: Mapping[str, str]
+    config: Config,
+    directory: RunDirectory,
+    trained: Mapping[ModelName, Manifest],
+    failures: Mapping[ModelName, str],
 ) -> dict[str, str]:
     """The given failures, and the configured models that are not there for another reason."""
-    wanted = [
-        f"{strategy}/{community}"
-        for strategy in config.select.strategies
-        for community in communities_to_train(config, directory)
-    ]
     unknown = "no reward model in the run directory; jobs/train.py trains it, or says why it cannot"
-    return dict(failures) | {name: unknown for name in wanted if name not in trained and name not in failures}
+    missing = {
+        name: unknown for _, name in model_names(config, directory) if name not in trained and name not in failures
+    }
+    return {str(name): reason for name, reason in (dict(failures) | missing).items()}
 
 
 def _ruler(config: Config, majority: list[str]) -> str:
@@ -235,7 +238,7 @@ def _example(why: str, decision: Mapping, pair: Mapping, texts: Mapping[str, dic
     )
 
 
-def _provenance(config: Config, directory: RunDirectory, trained: Mapping[str, Manifest]) -> Provenance:
+def _provenance(config: Config, directory: RunDirectory, trained: Mapping[ModelName, Manifest]) -> Provenance:
     decisions = [f"decisions/{strategy}" for strategy in config.select.strategies]
     names = [recipes.PREPARED, recipes.GLOBAL_MODEL, recipes.SCORES, *decisions, recipes.EVALUATION]
     manifests = [manifest for name in names if (manifest := directory.find(name)) is not None]
@@ -248,7 +251,7 @@ def _provenance(config: Config, directory: RunDirectory, trained: Mapping[str, M
         stages=[(manifest.name, _wall_time_s(manifest), manifest.content_hash) for manifest in manifests],
         trainings=[
             {key: manifest.statistics.get(key) for key in _TRAINING_KEYS}
-            | {"name": name, "content_hash": manifest.content_hash}
+            | {"name": str(name), "content_hash": manifest.content_hash}
             for name, manifest in trained.items()
         ],
     )

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -241,8 +240,3 @@ def _check_resources(config: ScoreConfig) -> None:
                 f"score.num_scorers: {config.num_scorers} actors need {each * config.num_scorers:g} {resource}, the cluster "
                 f"has {has.get(resource, 0.0):g}; lower num_scorers or {resource.lower()}s_per_scorer"
             )
-
-
-def rewards_by_id(scores: pa.Table, response_ids: pa.ChunkedArray) -> np.ndarray:
-    """Rewards (float32) in the order of `response_ids`."""
-    return scores["reward"].take(pc.index_in(response_ids, scores["response_id"].combine_chunks())).to_numpy()

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 
-from scpo_ray.artifacts import Manifest, RunDirectory
-from scpo_ray.config import Config
+from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
+from scpo_ray.config import Arm, Config
 from scpo_ray.errors import DataError, ScpoError, TrainingError
+from scpo_ray.records import ModelName
 from scpo_ray.runtime import Bar, connect, progress_bar
 from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import global_model_address
@@ -17,11 +18,11 @@ from scpo_ray.training.workers import TaskState, run_tasks
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What the stage leaves: `STRATEGY/COMMUNITY` -> manifest, and why others failed."""
+    """What the stage leaves: the models' manifests, and why others failed."""
 
-    trained: dict[str, Manifest] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    made: set[str] = field(default_factory=set)
+    trained: dict[ModelName, Manifest] = field(default_factory=dict)
+    failed: dict[ModelName, str] = field(default_factory=dict)
+    made: set[ModelName] = field(default_factory=set)
     """Those of `trained` that this call trained; the others were there."""
 
 
@@ -41,16 +42,19 @@ def run(config: Config) -> TrainOutcome:
         connect()
         with progress_bar("train", unit="steps") as bar:
             state = run_tasks(
-                tasks,
+                list(tasks.values()),
                 config.train,
                 num_groups=config.train.num_worker_groups,
                 on_progress=lambda state: show_progress(bar, state),
             )
-        outcome.failed.update(state.failed)
-        for task in tasks:
+        for name, task in tasks.items():
             if task.name in state.finished:
-                outcome.trained[task.name] = directory.require(task.recipe.name, job="train")
-                outcome.made.add(task.name)
+                outcome.trained[name] = directory.require(task.recipe.name, job="train")
+                outcome.made.add(name)
+            else:
+                outcome.failed[name] = state.failed[task.name]
+    if not outcome.failed and directory.is_local:
+        directory.remove("checkpoints")  # those of settings that were given up
     return outcome
 
 
@@ -77,7 +81,7 @@ def communities_to_train(config: Config, directory: RunDirectory) -> list[str]:
     """
     if config.train.communities is not None:
         pairs = directory.read_table("prepared/pairs.parquet", columns=["community"])
-        check_known("train.communities", config.train.communities, pairs)
+        check_known("train.communities", config.train.communities, pairs["community"].to_pylist())
         return list(config.train.communities)
     statistics = recipes.checked(directory, recipes.prepared(config)).statistics
     known, majority = statistics["communities"], statistics["majority"]
@@ -85,18 +89,28 @@ def communities_to_train(config: Config, directory: RunDirectory) -> list[str]:
     return [name for name in known if name not in (*majority, config.prepare.general_preferences.community)]
 
 
-def load_trained(config: Config, directory: RunDirectory) -> dict[str, Manifest]:
-    """The reward models that exist for this config, by `STRATEGY/COMMUNITY`.
+def model_names(config: Config, directory: RunDirectory) -> list[tuple[Arm, ModelName]]:
+    """Every reward model that the config asks for, the main strategy's first."""
+    communities = communities_to_train(config, directory)
+    return [
+        (arm, ModelName(arm.name, community, replicate))
+        for replicate in range(config.train.num_seeds)
+        for arm in config.select.arms
+        for community in communities
+    ]
+
+
+def load_trained(config: Config, directory: RunDirectory) -> dict[ModelName, Manifest]:
+    """The reward models that exist for this config.
 
     Raises:
         ArtifactError: one was made by another config.
     """
     found = {}
-    for strategy in config.select.strategies:
-        for community in communities_to_train(config, directory):
-            recipe = recipes.reward_model(config, directory, strategy, community)
-            if directory.find(recipe.name) is not None:
-                found[f"{strategy}/{community}"] = recipes.checked(directory, recipe)
+    for arm, name in model_names(config, directory):
+        recipe = recipes.reward_model(config, directory, arm, name)
+        if directory.find(recipe.name) is not None:
+            found[name] = recipes.checked(directory, recipe)
     return found
 
 
@@ -106,28 +120,25 @@ def show_progress(bar: Bar, state: TaskState) -> None:
         bar.update(step, num_steps, name=name, note=f"loss {loss:.3f}")
 
 
-def plan(config: Config, directory: RunDirectory) -> tuple[list[TrainingTask], TrainOutcome]:
+def plan(config: Config, directory: RunDirectory) -> tuple[dict[ModelName, TrainingTask], TrainOutcome]:
     """Tasks for what is missing; communities with too few kept pairs fail here, before any worker starts."""
-    tasks: list[TrainingTask] = []
+    tasks: dict[ModelName, TrainingTask] = {}
     outcome = TrainOutcome()
-    communities = communities_to_train(config, directory)
-    for strategy in config.select.strategies:
-        decided = recipes.checked(directory, recipes.decisions(config, directory, strategy)).statistics["communities"]
+    for arm, name in model_names(config, directory):
+        decided = recipes.checked(directory, recipes.decisions(config, directory, arm)).statistics["communities"]
         assert isinstance(decided, dict)
-        for community in communities:
-            name = f"{strategy}/{community}"
-            recipe = recipes.reward_model(config, directory, strategy, community)
-            made = recipe.is_made(directory, rebuild=config.rebuild)
-            if made is not None:
-                outcome.trained[name] = made
-                continue
-            directory.remove(recipe.name)  # a stale model, which `rebuild` allows to go, must not outlive a failure
-            try:
-                check_enough(community, decided[community]["num_kept"], config.train.min_pairs)
-            except ScpoError as error:
-                outcome.failed[name] = str(error)
-                continue
-            tasks.append(_task(config, directory, strategy, community, decided[community]))
+        recipe = recipes.reward_model(config, directory, arm, name)
+        made = recipe.is_made(directory, rebuild=config.rebuild)
+        if made is not None:
+            outcome.trained[name] = made
+            continue
+        directory.remove(recipe.name)  # a stale model, which `rebuild` allows to go, must not outlive a failure
+        try:
+            check_enough(name.community, decided[name.community]["num_kept"], config.train.min_pairs)
+        except ScpoError as error:
+            outcome.failed[name] = str(error)
+            continue
+        tasks[name] = _task(config, directory, recipe, name, decided[name.community])
     return tasks, outcome
 
 
@@ -144,29 +155,28 @@ def check_enough(community: str, num_kept: int, min_pairs: int) -> None:
         )
 
 
-def _task(config: Config, directory: RunDirectory, strategy: str, community: str, decided: dict) -> TrainingTask:
-    recipe = recipes.reward_model(config, directory, strategy, community)
+def _task(config: Config, directory: RunDirectory, recipe: Recipe, name: ModelName, decided: dict) -> TrainingTask:
     annotators = pc.count_distinct(
         directory.read_table(
             "prepared/pairs.parquet",
             columns=["annotator_id"],
-            filters=(pc.field("community") == community) & (pc.field("split") == "train"),
+            filters=(pc.field("community") == name.community) & (pc.field("split") == "train"),
         )["annotator_id"]
     ).as_py()
     return TrainingTask(
         recipe=recipe,
         run_address=directory.absolute_address,
         start=StartModel(global_model_address(directory)),
-        communities=(community,),
-        decisions=f"decisions/{strategy}/decisions.parquet",
+        communities=(name.community,),
+        decisions=f"decisions/{name.arm}/decisions.parquet",
         config=config.train,
         format_config=config.format,
-        seed=config.seed,
+        seed=recipe.seed,
         size=decided["num_kept"],
         card={
-            "name": f"{strategy}/{community}",
-            "community": community,
-            "strategy": strategy,
+            "name": str(name),
+            "community": name.community,
+            "arm": name.arm,
             "agreement threshold": config.select.agreement_threshold,
             "weight temperature": config.select.weight_temperature,
             "start": "the run's global reward model",

@@ -102,7 +102,7 @@ def _communities(config: Config, directory: RunDirectory) -> list[str]:
             *([general] if "general_preferences" in config.prepare.datasets and general in known else []),
         ]
     pairs = directory.read_table("prepared/pairs.parquet", columns=["community"])
-    check_known("train_global.communities", config.train_global.communities, pairs)
+    check_known("train_global.communities", config.train_global.communities, pairs["community"].to_pylist())
     return list(config.train_global.communities)
 
 
@@ -110,7 +110,7 @@ def _start_model(config: Config, directory: RunDirectory) -> StartModel:
     """A pretrained backbone with a head drawn from the seed if it has none, or a fresh model saved for the workers."""
     train = config.train_global
     if train.model is not None:
-        models.check(models.resolve(train.model), may_lack_head=True)
+        models.check(models.resolve(train.model), may_lack_head=True, max_tokens=config.format.max_tokens)
         return StartModel(_for_workers(train.model), new_head_seed=config.seed)
     responses = directory.read_table("prepared/responses.parquet", columns=["context", "response"]).to_pylist()
     texts = (text for row in responses for text in (*(m["content"] for m in row["context"]), row["response"]))
@@ -126,7 +126,7 @@ def _take_as_it_is(config: Config, directory: RunDirectory, recipe: Recipe) -> M
     if address is None:
         raise ConfigError("train_global.epochs: 0 takes a model as it is, but train_global.model is unset; name one")
     folder = models.resolve(address)
-    models.check(folder, may_lack_head=False)
+    models.check(folder, may_lack_head=False, max_tokens=config.format.max_tokens)
     with recipe.making(directory) as draft:
         draft.content_hash = models.content_hash(folder)
         draft.write_json(REFERENCE, {"address": _for_workers(address), "content_hash": draft.content_hash})

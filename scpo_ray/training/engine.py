@@ -29,6 +29,7 @@ def make_engine(
         parameter_groups(model, weight_decay=config.weight_decay),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
+        fused=True,  # one pass over memory: on a CPU a third of a small model's step is otherwise spent here
     )
     bfloat16 = uses_bfloat16(config.precision, device)
     settings = deepspeed_config(config, world_size=world_size, bfloat16=bfloat16)

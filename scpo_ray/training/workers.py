@@ -2,10 +2,10 @@
 
 import os
 import shutil
+import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from scpo_ray.artifacts import scratch_folder
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.errors import ScpoError, TrainingError
 from scpo_ray.training.task import TrainingSummary, TrainingTask, checkpoint_folder
@@ -40,8 +41,13 @@ class TaskQueue:
         self._waiting = sorted(tasks, key=lambda task: (-task.size, task.name))
         self._leases: dict[int, TrainingTask] = {}
         self._interruptions: dict[str, int] = {}
+        self._errors: dict[str, str] = {}
         self._max_failures = max_failures
         self._state = TaskState(len(tasks))
+
+    def note_error(self, group: int, error: str) -> None:
+        """What ended the group's workers last, for the message should they go on failing."""
+        self._errors[self._leases[group].name] = error
 
     def take(self, group: int) -> TrainingTask | None:
         """The group's unfinished task, else the longest that waits, else None."""
@@ -50,7 +56,8 @@ class TaskQueue:
             count = self._interruptions[task.name] = self._interruptions.get(task.name, 0) + 1
             if count <= self._max_failures:
                 return task
-            self.fail(group, f"its worker group died {count} times; see the Ray logs, or raise train.max_failures")
+            last = self._errors.get(task.name, "killed, or out of memory; see the Ray logs")
+            self.fail(group, f"its worker group died {count} times, at last of: {last}; see train.max_failures")
         if self._waiting:
             self._leases[group] = self._waiting.pop(0)
         return self._leases.get(group)
@@ -87,20 +94,33 @@ def run_tasks(
     num_groups = min(num_groups, len(tasks))
     check_resources(config, num_groups)
     queue = TaskQueue.remote(list(tasks), config.max_failures)
-    bookkeeping = Path(checkpoint_folder(tasks[0]).parent, f"ray_train-{uuid.uuid4().hex[:8]}")
+    bookkeeping = scratch_folder(checkpoint_folder(tasks[0]).parent, "ray_train")
     trainers = [_trainer(queue, config, group, bookkeeping, num_tasks=len(tasks)) for group in range(num_groups)]
     try:
-        with ThreadPoolExecutor(num_groups) as threads:
-            futures = [threads.submit(trainer.fit) for trainer in trainers]
-            while not all(future.done() for future in futures):
-                time.sleep(_POLL_S)
-                on_progress(ray.get(queue.state.remote()))
+        futures = [_in_background(trainer.fit) for trainer in trainers]
+        while not all(future.done() for future in futures):
+            time.sleep(_POLL_S)
+            on_progress(ray.get(queue.state.remote()))
     finally:
         shutil.rmtree(bookkeeping, ignore_errors=True)
     state: TaskState = ray.get(queue.state.remote())
     on_progress(state)
     _account_for_all(tasks, state, futures)
     return state
+
+
+def _in_background(function: Callable[[], object]) -> Future:
+    """Run in a daemon thread: an interrupted driver must not wait for the trainings that it gives up."""
+    future: Future = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
 
 
 def check_resources(config: OptimizationConfig, num_groups: int) -> None:
@@ -168,10 +188,19 @@ def train_fn(loop_config: dict) -> None:
         except ScpoError as error:  # raised on every rank alike: about this task alone
             if is_first:
                 ray.get(queue.fail.remote(group, str(error)))
+        except Exception as error:
+            if is_first:
+                ray.get(queue.note_error.remote(group, first_line(error)))
+            raise
         else:
             if is_first:
                 ray.get(queue.finish.remote(group, summary))
         ray.train.report({"task": task.name})
+
+
+def first_line(error: Exception) -> str:
+    """The error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
 
 
 def _same_on_all_ranks(take, group: int) -> TrainingTask | None:

@@ -175,6 +175,31 @@ def test_a_batch_without_weight_has_no_mean():
 
 
 @settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(-8, 8)] * 4), min_size=1, max_size=12), st.floats(0.3, 0.9), st.floats(0.2, 3))
+def test_published_formulas_in_exact_arithmetic(rows, threshold, temperature):
+    """exp / (exp + exp), min(exp(gap / beta), 1) and -mean(w log sigmoid), as printed, in float64: equal to 1e-12."""
+    kept_rows, p_of = reference.published(rows, threshold=threshold, temperature=temperature)
+    global_chosen, global_rejected, chosen, rejected = np.array(rows, dtype=np.float64).T
+    p = agreement(chosen_rewards=global_chosen, rejected_rewards=global_rejected)
+    assert p.tolist() == pytest.approx(p_of, rel=1e-12)
+    if min(abs(value - threshold) for value in p_of) < 1e-12:
+        return  # rounding decides
+    kept = disagreement_mask(agreement=p, threshold=threshold)
+    weight = preference_weight(chosen_rewards=global_chosen, rejected_rewards=global_rejected, temperature=temperature)
+    assert np.flatnonzero(kept).tolist() == [index for index, _, _ in kept_rows]
+    assert weight[kept].tolist() == pytest.approx([w for _, w, _ in kept_rows], rel=1e-12)
+    if not kept_rows:
+        return
+    loss = weighted_bradley_terry_loss(
+        chosen_rewards=torch.from_numpy(chosen[kept]),
+        rejected_rewards=torch.from_numpy(rejected[kept]),
+        weights=torch.from_numpy(weight[kept]),
+    )
+    expected = sum(term for _, _, term in kept_rows) / len(kept_rows)
+    assert loss.item() == pytest.approx(expected, rel=1e-12, abs=1e-300)
+
+
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(-8, 8), st.floats(-8, 8)), min_size=1, max_size=12))
 def test_published_formulas_give_the_same_loss(rows):
     """The published code's own arithmetic, in float32: p, filter, weight and loss of the kept pairs."""

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from scpo_ray import models
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, ModelError, ScpoError, StorageError, TrainingError
-from scpo_ray.records import SCORES
+from scpo_ray.records import SCORES, ModelName
 from scpo_ray.stages import prepare, recipes, score, select, train, train_global
 from tests.prism_files import write_jsonl
 
@@ -48,6 +50,7 @@ def refusal(error: type[ScpoError], call: Callable[[], object], tmp_path: Path) 
     message = str(raised.value)
     assert message and "\n" not in message
     assert files_below(tmp_path / "runs") == []
+    assert not (tmp_path / "runs" / "run").exists(), "not even an empty folder"
     return message
 
 
@@ -160,6 +163,14 @@ class TestUnknownCommunities:
         assert message.startswith("prepare.majority: the data has none of United States, United Kingdom, Atlas; name ")
         assert message.endswith("(the data has: Here, There)")
 
+    def test_refused_also_where_prepare_has_run(self, tmp_path, two_communities):
+        """Before the global model is trained, not after."""
+        config = config_for(tmp_path, two_communities)
+        prepare.run(config)
+        for section in ("train", "train_global"):
+            with pytest.raises(ConfigError, match=rf"^{section}.communities: no pairs from 'Atlantis'"):
+                prepare.run(with_settings(config, **{section: {"communities": ["Atlantis"]}}))
+
     def test_a_later_stage_refuses_as_well(self, tmp_path, two_communities):
         config = config_for(tmp_path, two_communities)
         prepare.run(config)
@@ -218,10 +229,12 @@ class TestTooFewPairs:
         config = scored(three_communities(tmp_path), tiny_reward_model, {"Here": 0.0, "There": -1.0, "Afar": 9.0})
         select.run(config)
         tasks, outcome = train.plan(config, RunDirectory(config.run_dir))
-        assert [task.name for task in tasks] == ["filter_weight/There"]
+        assert [str(name) for name in tasks] == ["filter_weight/There"]
         assert outcome.trained == {}
         assert outcome.failed == {
-            "filter_weight/Afar": "Afar: 0 training pairs left after selection, train.min_pairs asks for 8; raise "
+            ModelName(
+                "filter_weight", "Afar"
+            ): "Afar: 0 training pairs left after selection, train.min_pairs asks for 8; raise "
             "select.agreement_threshold, lower train.min_pairs, or drop the community"
         }
 
@@ -231,7 +244,7 @@ class TestTooFewPairs:
         kept = manifest.statistics["communities"]["There"]["num_kept"]
         for min_pairs, fails in ((kept, False), (kept + 1, True)):
             _, outcome = train.plan(with_settings(config, train={"min_pairs": min_pairs}), RunDirectory(config.run_dir))
-            assert ("filter_weight/There" in outcome.failed) is fails
+            assert (ModelName("filter_weight", "There") in outcome.failed) is fails
 
 
 class TestModels:
@@ -284,6 +297,39 @@ class TestModels:
         assert message.startswith(f"{folder}: reward nan for response '") and "\n" not in message
         assert "the checkpoint is damaged or overflows in this precision (try score.precision float32)" in message
         assert files_below(tmp_path / "runs") == before
+
+    def test_a_checkpoint_that_lacks_weights(self, tmp_path, tiny_reward_model):
+        """transformers would fill them with random numbers, and the ruler would measure by chance."""
+        folder = tmp_path / "model"
+        shutil.copytree(tiny_reward_model, folder)
+        weights = load_file(folder / "model.safetensors")
+        del weights["score.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=r"the checkpoint lacks 1 of the model's weights \(score.weight\)"):
+            models.load(folder)
+        weights = {name: tensor for name, tensor in weights.items() if ".layers.1." not in name}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=r"lacks 10 of the model's weights \(model.layers.1"):
+            models.load(folder)
+
+    def test_longer_sequences_than_the_model_reads(self, tmp_path, two_communities, tiny_reward_model):
+        config = with_settings(
+            config_for(tmp_path, two_communities),
+            train_global={"model": str(tiny_reward_model), "epochs": 0},
+            format={"max_tokens": 1024},
+        )
+        prepare.run(config)
+        with pytest.raises(ModelError, match=r"reads at most 512 tokens, format\.max_tokens is 1024; lower format"):
+            train_global.run(config)
+        assert RunDirectory(config.run_dir).find("global_model") is None
+
+    def test_a_config_of_wrong_types(self, tmp_path, tiny_reward_model):
+        folder = tmp_path / "model"
+        shutil.copytree(tiny_reward_model, folder)
+        stated = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(stated | {"id2label": "x"}))
+        with pytest.raises(ModelError, match="not a transformers model"):
+            models.check(folder, may_lack_head=False)
 
 
 class TestResources:
@@ -428,6 +474,8 @@ NAMES = (
     ".",
     "../../outside",
     "Côte d'Ivoire",
+    "[/x] land",
+    "[prefer not to say]",
     "Cote d'Ivoire",
     "日本",
     "中国",
@@ -455,8 +503,8 @@ class TestCommunityNames:
         select.run(config)
         tasks, outcome = train.plan(config, RunDirectory(config.run_dir))
         assert not outcome.failed
-        assert {task.name for task in tasks} == {f"{s}/{name}" for s in ("filter_weight", "none") for name in NAMES}
-        places = [Path(config.run_dir, task.recipe.name) for task in tasks]
+        assert {str(name) for name in tasks} == {f"{s}/{name}" for s in ("filter_weight", "none") for name in NAMES}
+        places = [Path(config.run_dir, task.recipe.name) for task in tasks.values()]
         folders = {Path(config.run_dir, "reward_models"), Path(config.run_dir, "controls/none")}
         assert {place.resolve().parent for place in places} == {folder.resolve() for folder in folders}
         names = [str(place).casefold() for place in places]  # some disks know no case
@@ -466,7 +514,7 @@ class TestCommunityNames:
     def test_an_artifact_under_such_a_name_can_be_made(self, tmp_path):
         directory = RunDirectory(str(tmp_path / "runs" / "run"))
         for name in NAMES:
-            recipe = Recipe(recipes.model_name(Config(), "filter_weight", name), "train", {}, {}, 0)
+            recipe = Recipe(recipes.model_folder(Config(), ModelName("filter_weight", name)), "train", {}, {}, 0)
             with recipe.making(directory) as draft:
                 draft.write_json("name.json", {"name": name})
         found = [json.loads(path.read_text())["name"] for path in (tmp_path / "runs").rglob("name.json")]

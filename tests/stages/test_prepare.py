@@ -343,6 +343,22 @@ class TestAccounting:
         assert statistics["sources"]["pair_files"]["excluded"] == {"duplicate pairs": 60}
 
 
+def test_one_prompt_under_two_ids_is_one_group(pairs_config):
+    """Some sources number every vote: responses merge by content, and each pair keeps its own prompt_id."""
+    rows = rows_of("Here", num_annotators=5, num_pairs=60)
+    again = [
+        row | {"prompt_id": f"again {index}", "annotator_id": "someone else"} for index, row in enumerate(rows[:9])
+    ]
+    config = pairs_config([*rows, *again])
+    prepare.run(config)
+    pairs = RunDirectory(config.run_dir).read_table("prepared/pairs.parquet").to_pylist()
+    groups: dict[tuple, set] = {}
+    for pair in pairs:
+        groups.setdefault((pair["chosen_id"], pair["rejected_id"]), set()).add(pair["prompt_group"])
+    assert {pair["prompt_id"] for pair in pairs} >= {f"again {index}" for index in range(9)}
+    assert all(len(found) == 1 for found in groups.values())
+
+
 class TestReuse:
     def test_a_second_run_reads_nothing(self, pairs_config, monkeypatch):
         config = pairs_config(rows_of("Here", num_annotators=5, num_pairs=60))

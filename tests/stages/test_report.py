@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import math
 import re
 from html import unescape
@@ -9,16 +11,18 @@ from rich.console import Console
 
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import Config
-from scpo_ray.core.accuracy import Estimate
+from scpo_ray.core.bootstrap import Estimate
 from scpo_ray.errors import ArtifactError
-from scpo_ray.records import ATLAS_PAIR_TRUTH, DECISIONS, PAIRS, REJECTED_ROWS, RESPONSES, table
+from scpo_ray.evaluation.comparisons import COMPARISONS
+from scpo_ray.evaluation.matrices import TRANSFER
+from scpo_ray.evaluation.measures import DIAGNOSTICS, METRICS
+from scpo_ray.evaluation.opinions import OPINIONS
+from scpo_ray.records import ATLAS_PAIR_TRUTH, DECISIONS, EVALUATION, PAIRS, REJECTED_ROWS, RESPONSES, ModelName, table
 from scpo_ray.reporting.examples import choose_examples, planted_rows
-from scpo_ray.reporting.figures import PlotRow, interval_plot
 from scpo_ray.reporting.numbers import duration, percent, percent_interval, points, points_interval
-from scpo_ray.reporting.results import NOTHING, ModelResult, results_from
+from scpo_ray.reporting.results import ModelResult, results_from
 from scpo_ray.reporting.summary import headline, leakage_warnings, verdict, warnings
 from scpo_ray.stages import recipes, report
-from scpo_ray.stages.evaluate import METRICS
 
 NAN = math.nan
 SCRIPT = "<script>alert('from the data')</script>"
@@ -217,40 +221,12 @@ def test_numbers_as_text():
     assert [duration(seconds) for seconds in (2.17, 93.4, 7260, None)] == ["2.2 s", "1 min 33 s", "2 h 1 min", "—"]
 
 
-class TestFigure:
-    def test_dots_are_filled_only_where_zero_is_left_out(self):
-        rows = [PlotRow(name, (estimate(*gain),)) for name, gain in (("a", UP), ("b", FLAT), ("c", LONE), ("d", DOWN))]
-        svg = interval_plot(rows, panels=("Gain",), scale="gain", description="Gains")
-        assert re.findall(r'class="(dot|hollow)"', svg) == ["dot", "hollow", "hollow", "dot"]
-        assert svg.count('class="interval"') == 3
-        assert svg.count('class="zero"') == 1
-
-    def test_positions_follow_the_scale(self):
-        rows = [PlotRow("a", (estimate(0.25, 0.0, 1.0),))]
-        svg = interval_plot(rows, panels=("Acquisition",), scale="accuracy", description="")
-        left, right = map(float, re.findall(r'x1="([\d.]+)" x2="([\d.]+)" y1="\S+" y2="\S+" class="interval"', svg)[0])
-        dot = float(re.findall(r'cx="([\d.]+)"', svg)[0])
-        assert dot == pytest.approx(left + 0.25 * (right - left), abs=0.11)
-
-    def test_names_are_escaped_and_nothing_breaks_without_values(self):
-        svg = interval_plot([PlotRow(SCRIPT, (NOTHING,))], panels=("Gain",), scale="gain", description=SCRIPT)
-        assert "<script" not in svg
-        assert "—" in svg
-
-    @pytest.mark.parametrize("gains", [[DOWN], [UP], [(0.0, 0.0, 0.0)], []])
-    def test_any_domain(self, gains):
-        rows = [PlotRow("a", (estimate(*gain),)) for gain in gains]
-        svg = interval_plot(rows, panels=("Gain",), scale="gain", description="")
-        numbers = [float(number) for number in re.findall(r'c?x\d?="(-?[\d.]+)"', svg)]
-        assert all(0 <= number <= 960 for number in numbers)
-
-
 def test_results_are_ordered_by_the_main_strategys_gain():
-    def row(model: str, community: str, value: float) -> dict:
-        entry = {"community": community, "model": model, "metric": "overall_gain", "value": value}
+    def row(arm: str, community: str, value: float) -> dict:
+        entry = {"community": community, "arm": arm, "metric": "overall_gain", "value": value}
         return entry | {"low": NAN, "high": NAN, "num_pairs": 1, "num_clusters": 1}
 
-    rows = [row(f"{strategy}/{name}", name, gain) for strategy, sign in (("none", -1), ("filter", 1))
+    rows = [row(strategy, name, gain) for strategy, sign in (("none", -1), ("filter", 1))
             for name, gain in (("x/y", NAN), ("a", -0.1 * sign), ("b", 0.1 * sign))]  # fmt: skip
     found = results_from(rows, strategies=("filter", "none"), kept={}, cluster_units={})
     assert [(entry.community, entry.strategy) for entry in found] == [
@@ -315,27 +291,57 @@ def run_directory(config) -> RunDirectory:
     _write(recipes.scores(config, directory), directory)
     _write_decisions(config, directory)
     trained = {}
-    for strategy, community in ((MAIN, "Brevia"), (MAIN, CALDER), ("none", "Brevia")):
-        recipe = recipes.reward_model(config, directory, strategy, community)
+    arms = {arm.name: arm for arm in config.select.arms}
+    for name in (ModelName(MAIN, "Brevia"), ModelName(MAIN, CALDER), ModelName("none", "Brevia")):
+        recipe = recipes.reward_model(config, directory, arms[name.arm], name)
         counts = {
             "num_pairs": 2,
             "num_steps": 51,
             "num_tokens": 102036,
             "num_padded_tokens": 105627,
+            "num_non_embedding_parameters": 1000,
             "wall_time_s": 2.17,
         }
         _write(recipe, directory, statistics=counts)
-        trained[f"{strategy}/{community}"] = directory.require(recipe.name, job="train")
+        trained[name] = directory.require(recipe.name, job="train")
     _write(
         recipes.evaluation(config, directory, trained),
         directory,
-        tables={"metrics.parquet": pa.Table.from_pylist(_metrics(), schema=METRICS)},
+        tables=_evaluation_tables(),
+        jsons={"communities.json": {}},
     )
     return directory
 
 
-def _write(recipe: Recipe, directory: RunDirectory, *, tables=None, statistics=None) -> None:
+def _evaluation_tables() -> dict[str, pa.Table]:
+    comparison = {"arm": MAIN, "against": "global", "community": CALDER, "metric": "overall", "difference": 0.003}
+    comparison |= {"low": -0.01, "high": 0.016, "p_value": 0.6, "p_holm": 1.0, "detectable": 0.062}
+    names = ("mean_margin", "adaptive_calibration_error", "temperature", "calibration_error_at_temperature")
+    measures = [
+        {"arm": MAIN, "community": "Brevia", "replicate": 0, "measure": name, "value": value}
+        for name, value in zip(
+            (*names, "length_correlation", "share_of_ties"), (-1.5, 0.2, 3, 0.1, NAN, 0), strict=True
+        )
+    ]
+    rewards = [
+        {"pair_id": f"b{n}", "community": "Brevia", "model": model, "reward_chosen": n / 9, "reward_rejected": 0.3}
+        for n in range(9)
+        for model in ("global", f"{MAIN}/Brevia")
+    ]
+    return {
+        "metrics.parquet": pa.Table.from_pylist(_metrics(), schema=METRICS),
+        "comparisons.parquet": pa.Table.from_pylist([comparison], schema=COMPARISONS),
+        "diagnostics.parquet": pa.Table.from_pylist(measures, schema=DIAGNOSTICS),
+        "transfer.parquet": TRANSFER.empty_table(),
+        "opinions.parquet": OPINIONS.empty_table(),
+        "rewards.parquet": pa.Table.from_pylist(rewards, schema=EVALUATION),
+    }
+
+
+def _write(recipe: Recipe, directory: RunDirectory, *, tables=None, statistics=None, jsons=None) -> None:
     with recipe.making(directory) as draft:
+        for name, value in (jsons or {}).items():
+            draft.write_json(name, value)
         for name, content in (tables or {}).items():
             draft.write_table(name, content)
         draft.write_json("marker.json", recipe.name)
@@ -415,7 +421,8 @@ def _pairs() -> list[dict]:
 def _write_decisions(config: Config, directory: RunDirectory) -> None:
     agreements = {"b1": 0.1, "b2": 0.6, "b3": 0.75, "b4": 0.4, "c1": 0.2, "c2": 0.3}
     weights = {"b1": 0.2, "b2": 1.0, "b3": 0.0, "b4": 0.8, "c1": 0.4, "c2": 0.6}
-    for strategy in config.select.strategies:
+    for arm in config.select.arms:
+        strategy = arm.name
         rows = [
             {
                 "pair_id": pair["pair_id"],
@@ -433,7 +440,7 @@ def _write_decisions(config: Config, directory: RunDirectory) -> None:
         none = {"num_kept": 0, "kept_share": {"train": None, "test": None}, "effective_sample_size": 0.0}
         names = ("Brevia", CALDER)
         _write(
-            recipes.decisions(config, directory, strategy),
+            recipes.decisions(config, directory, arm),
             directory,
             tables={"decisions.parquet": table(rows, DECISIONS)},
             statistics={
@@ -444,10 +451,16 @@ def _write_decisions(config: Config, directory: RunDirectory) -> None:
 
 
 def _metrics() -> list[dict]:
-    def rows(community: str, model: str, **estimates) -> list[dict]:
+    def rows(community: str, arm: str, **estimates) -> list[dict]:
         keys = ("value", "low", "high", "num_pairs", "num_clusters")
         return [
-            {"community": community, "model": model, "metric": metric, **dict(zip(keys, values, strict=True))}
+            {
+                "community": community,
+                "arm": arm,
+                "metric": metric,
+                "num_seeds": 1,
+                **dict(zip(keys, values, strict=True)),
+            }
             for metric, values in estimates.items()
         ]
 
@@ -456,7 +469,7 @@ def _metrics() -> list[dict]:
         *rows(CALDER, "global", overall=(0.5, NAN, NAN, 6, 1), majority=(0.771, 0.76, 0.78, 1000, 40)),
         *rows(
             "Brevia",
-            "filter_weight/Brevia",
+            "filter_weight",
             overall=(0.634, 0.60, 0.67, 474, 22),
             overall_gain=(*UP, 474, 22),
             acquisition=(0.253, 0.2, 0.3, 184, 22),
@@ -466,7 +479,7 @@ def _metrics() -> list[dict]:
         ),
         *rows(
             "Brevia",
-            "none/Brevia",
+            "none",
             overall=(0.615, 0.58, 0.65, 474, 22),
             overall_gain=(*FLAT, 474, 22),
             acquisition=(0.303, 0.25, 0.35, 184, 22),
@@ -476,7 +489,7 @@ def _metrics() -> list[dict]:
         ),
         *rows(
             CALDER,
-            "filter_weight/" + CALDER,
+            "filter_weight",
             overall=(0.333, NAN, NAN, 6, 1),
             overall_gain=(-0.166, NAN, NAN, 6, 1),
             acquisition=(NAN, NAN, NAN, 0, 0),
@@ -509,8 +522,11 @@ def cells(html: str, start: str) -> list[list[str]]:
 @pytest.mark.usefixtures("run_directory")
 class TestPage:
     def test_texts_from_data_are_shown_and_never_run(self, config):
-        html = page_of(config, {f"none/{CALDER}": SCRIPT})
-        assert "<script" not in html
+        html = page_of(config, {ModelName("none", CALDER): SCRIPT})
+        assert html.count("<script") == 1
+        script = html.split("<script>")[1].split("</script>")[0]
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}'" in html, "the page's own script, and no other, may run"
         assert html.count("&lt;script&gt;alert(") >= 4  # title, failure, rejected row, response
         assert "Where is &lt;b&gt;north&lt;/b&gt;?" in html
         assert "Calder &lt;Isles&gt;" in html
@@ -556,7 +572,7 @@ class TestPage:
         assert "<p>In 12.5% of the test pairs both responses also occur in training pairs" in html
 
     def test_missing_models_carry_the_reason_or_the_remedy(self, config):
-        given = page_of(config, {f"none/{CALDER}": "0 training pairs left"})
+        given = page_of(config, {ModelName("none", CALDER): "0 training pairs left"})
         assert cells(given, "<h2>Missing models") == [[CALDER, "full fine-tuning", "0 training pairs left"]]
         assert "jobs/train.py" in cells(page_of(config), "<h2>Missing models")[0][2]
 
@@ -631,7 +647,9 @@ def test_a_run_in_which_everything_failed_still_reports(config):
     _write(recipes.global_model(config, directory), directory)
     _write(recipes.scores(config, directory), directory)
     _write_decisions(config, directory)
-    failures = {f"{strategy}/{name}": "too few" for strategy in config.select.strategies for name in ("Brevia", CALDER)}
+    failures = {
+        ModelName(strategy, name): "too few" for strategy in config.select.strategies for name in ("Brevia", CALDER)
+    }
     html = page_of(config, failures)
     assert "4 models are missing; the reasons are listed below." in html
     assert "so this run says nothing about gains or losses." in html

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scpo_ray.artifacts import Manifest, RunDirectory
+from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError
-from scpo_ray.records import DECISIONS, SCORES
+from scpo_ray.records import DECISIONS, SCORES, ModelName
 from scpo_ray.stages import prepare, recipes, select, train, train_global
 from tests.prism_files import write_jsonl
 
@@ -164,6 +164,10 @@ def hashes(config: Config, strategy: str = "filter_weight") -> dict[str, str]:
     return dict(manifests[f"decisions/{strategy}"].statistics["content_hashes"])
 
 
+def model_recipe(config: Config, directory: RunDirectory) -> Recipe:
+    return recipes.reward_model(config, directory, config.select.arms[0], ModelName("filter_weight", "There"))
+
+
 class TestContentHash:
     """Training is run again when, and only when, the pairs that it reads or their weights change."""
 
@@ -204,20 +208,41 @@ class TestContentHash:
         statistics = select.run(config)[0].statistics["communities"]["There"]
         assert statistics["kept_share"]["test"] == 0
 
+    @pytest.mark.parametrize(
+        ("changed", "column"),
+        [("train", "score_chosen"), ("train", "prompt_id"), ("validation", "score_chosen")],
+    )
+    def test_what_training_reads_beside_the_weight(self, config, changed, column):
+        """Scores make margins, prompts make batches, validation pairs stop early: another value, another training."""
+        pairs = RunDirectory(config.run_dir).read_table("prepared/pairs.parquet")
+        scores = RunDirectory(config.run_dir).read_table("scores/scores.parquet")
+        arm = config.select.arms[0]
+        before = select._statistics(select.decide(pairs, scores, config.select, arm, seed=0), pairs)["content_hashes"]
+        rows = pairs.to_pylist()
+        pair = next(
+            pair
+            for pair, kept in zip(rows, select.decide(pairs, scores, config.select, arm, seed=0)["kept"], strict=True)
+            if pair["community"] == "There" and pair["split"] == changed and (kept.as_py() or changed != "train")
+        )
+        pair[column] = 90.0 if column.startswith("score") else "another"
+        edited = pa.Table.from_pylist(rows, schema=pairs.schema)
+        after = select._statistics(select.decide(edited, scores, config.select, arm, seed=0), edited)["content_hashes"]
+        assert after["There"] != before["There"] and after["Here"] == before["Here"]
+
     def test_the_recipe_of_a_training_follows_it(self, config):
         directory = RunDirectory(config.run_dir)
         select.run(config)
-        first = recipes.reward_model(config, directory, "filter_weight", "There")
+        first = model_recipe(config, directory)
         same = with_select(config, agreement_threshold=0.695)
         other = with_select(config, agreement_threshold=0.72)
         for changed, is_same in ((same, True), (other, False)):
             select.run(changed.model_copy(update={"rebuild": True}))
-            assert (recipes.reward_model(changed, directory, "filter_weight", "There") == first) is is_same
+            assert (model_recipe(changed, directory) == first) is is_same
 
     def test_the_plan_counts_what_is_kept(self, config):
         select.run(config)
         tasks, outcome = train.plan(with_select(config), RunDirectory(config.run_dir))
-        sizes = {task.name: task.size for task in tasks}
+        sizes = {str(name): task.size for name, task in tasks.items()}
         assert not outcome.failed and len(sizes) == len(EXPECTED)
         assert sizes["filter_weight/There"] == sizes["filter/There"] < sizes["none/There"] == sizes["weight/There"]
 

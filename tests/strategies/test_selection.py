@@ -21,16 +21,21 @@ REASONS = {
     "weight": {True: "kept: full weight", False: "kept: lighter, the global model disagrees"},
     "inverse_weight": {True: "kept: full weight", False: "kept: lighter, the global model agrees"},
     "none": {True: "kept: every pair is", False: "kept: every pair is"},
+    "random": {True: "kept: drawn by chance", False: "dropped: not drawn"},
+    "uncertainty": {True: "kept: the global model is unsure", False: "dropped: the global model is sure"},
 }
+
+
+LOTS = np.random.default_rng(0).random(20)
 
 
 def _view(rows) -> PairView:
     chosen, rejected = np.array(rows, dtype=np.float64).T
-    return PairView(chosen, rejected, agreement(chosen_rewards=chosen, rejected_rewards=rejected))
+    return PairView(chosen, rejected, agreement(chosen_rewards=chosen, rejected_rewards=rejected), LOTS[: len(rows)])
 
 
 def test_config_and_registry_name_the_same_strategies():
-    assert set(STRATEGIES) == set(get_args(SelectionStrategy)) == set(REASONS)
+    assert set(STRATEGIES) == set(get_args(SelectionStrategy)) == {*REASONS, "keep_fraction"}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -40,14 +45,25 @@ def test_decisions_match_reference(strategy, rows, threshold, temperature):
     config = SelectConfig(strategy=strategy, agreement_threshold=threshold, weight_temperature=temperature)
     decision = STRATEGIES[strategy](_view(rows), config)
     chosen, rejected = [plus for plus, _ in rows], [minus for _, minus in rows]
-    expected = reference.decisions(strategy, chosen, rejected, threshold=threshold, temperature=temperature)
+    probabilities = [reference.sigmoid(plus - minus) for plus, minus in zip(chosen, rejected, strict=True)]
+    if any(min(abs(p - threshold), abs(abs(p - 0.5) - config.uncertainty_band)) < 1e-12 for p in probabilities):
+        return  # rounding decides
+    expected = reference.decisions(
+        strategy,
+        chosen,
+        rejected,
+        threshold=threshold,
+        temperature=temperature,
+        lots=LOTS.tolist(),
+        band=config.uncertainty_band,
+        fraction=config.keep_fraction,
+    )
     for index, (kept, weight) in enumerate(expected):
-        if abs(reference.sigmoid(chosen[index] - rejected[index]) - threshold) < 1e-12:
-            continue  # rounding decides
         assert decision.kept[index] == kept
         assert decision.weight[index] == pytest.approx(weight, rel=1e-11, abs=1e-300)
-        side = kept if strategy in ("filter", "filter_weight") else decision.weight[index] == 1
-        assert decision.reason[index] == REASONS[strategy][bool(side)]
+        side = decision.weight[index] == 1 if strategy.endswith("weight") and strategy != "filter_weight" else kept
+        if strategy in REASONS:
+            assert decision.reason[index] == REASONS[strategy][bool(side)]
     assert decision.kept.dtype == bool
     assert decision.weight.dtype == np.float64
     assert (decision.weight[~decision.kept] == 0).all()
@@ -64,6 +80,16 @@ def test_scpo_by_hand():
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_no_pairs_no_decisions(strategy):
-    empty = PairView(np.zeros(0), np.zeros(0), np.zeros(0))
+    empty = PairView(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0))
     decision = STRATEGIES[strategy](empty, SelectConfig(strategy=strategy))
     assert (decision.kept.tolist(), decision.weight.tolist(), decision.reason) == ([], [], [])
+
+
+def test_keep_fraction_says_which_pairs_were_drawn():
+    view = _view([(3.0, 0.0)] * 20)
+    decision = STRATEGIES["keep_fraction"](view, SelectConfig(keep_fraction=0.5))
+    assert decision.kept.tolist() == (LOTS < 0.5).tolist()
+    assert set(decision.reason) == {"kept: drawn among those that agree", "dropped: the global model agrees"}
+    nothing = STRATEGIES["keep_fraction"](view, SelectConfig(keep_fraction=0.0))
+    assert not nothing.kept.any()
+    assert STRATEGIES["keep_fraction"](view, SelectConfig(keep_fraction=1.0)).kept.all()

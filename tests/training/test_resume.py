@@ -120,6 +120,11 @@ run_tasks([task], task.config)
 """
 
 
+INTERRUPTED = (
+    DRIVER.replace("run_tasks([task], task.config)", "cli.run(lambda: run_tasks([task], task.config))") + "\n"
+).replace("import pickle, sys", "import pickle, sys\nfrom scpo_ray import cli")
+
+
 def test_a_killed_driver_resumes_and_ends_bit_for_bit_the_same(undisturbed, make_task, tmp_path):
     import pickle
 
@@ -144,6 +149,33 @@ def test_a_killed_driver_resumes_and_ends_bit_for_bit_the_same(undisturbed, make
     assert run_tasks([task], task.config).failed == {}
 
     assert_equal_to(undisturbed, task)
+    assert not list(folder.parent.glob(".ray_train*")), "what the killed driver left is swept"
+
+
+def test_an_interrupted_driver_stops_at_once_and_says_how_to_go_on(make_task, tmp_path):
+    import pickle
+
+    task = make_task("interrupted", **SETTINGS | {"max_steps": 2000})
+    (tmp_path / "task.pickle").write_bytes(pickle.dumps(task))
+    driver = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path / "task.pickle")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(checkpoint_folder(task).glob("step_*")) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    try:
+        _, shown = driver.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+    assert driver.returncode == 130
+    assert shown.endswith("scpo_ray: interrupted; the same command resumes after the last finished step\n")
+    assert list(checkpoint_folder(task).glob("step_*"))
 
 
 def test_a_checkpoint_of_another_world_size_is_refused(ray_cluster, make_task):

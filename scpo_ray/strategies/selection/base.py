@@ -16,6 +16,8 @@ class PairView:
     chosen_rewards: Float[np.ndarray, " pairs"]
     rejected_rewards: Float[np.ndarray, " pairs"]
     agreement: Float[np.ndarray, " pairs"]
+    lot: Float[np.ndarray, " pairs"]
+    """A number in [0, 1) per pair that stands for chance: a hash of pair and seed, the same in every run."""
 
 
 @dataclass(frozen=True)

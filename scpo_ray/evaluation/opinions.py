@@ -1,0 +1,150 @@
+"""Rewards of a question's options as a distribution, beside the one of the community that was asked.
+
+The similarity is 1 minus the Jensen-Shannon distance (base 2), as for language models on GlobalOpinionQA (Durmus et al.
+2023). A reward is no log-probability, so each model's temperature is fitted on the community's validation questions.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from scpo_ray.config import EvaluateConfig
+from scpo_ray.core.bootstrap import cluster_bootstrap_mean
+from scpo_ray.core.distributions import fit_option_temperature, jensen_shannon_distance, option_probabilities
+from scpo_ray.errors import DataError
+
+OPINIONS = pa.schema(
+    [
+        ("arm", pa.string()),  # an arm, or a baseline: global, uniform, majority
+        ("community", pa.string()),
+        ("value", pa.float64()),  # mean similarity over test questions (and replicates)
+        ("low", pa.float64()),  # 95%, by groups of near-duplicate questions
+        ("high", pa.float64()),
+        ("num_questions", pa.int64()),
+        ("num_clusters", pa.int64()),
+        ("temperature", pa.float64()),  # reward units, mean over replicates; null for baselines without a model
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question as one community answered it."""
+
+    prompt_id: str
+    group: str
+    options: tuple[str, ...]
+    shares: np.ndarray
+
+
+def questions(shares: pa.Table, *, community: str, split: str) -> list[Question]:
+    """The community's questions of a split, with two options or more."""
+    found: dict[str, list[dict]] = {}
+    for row in shares.to_pylist():
+        if row["community"] == community and row["split"] == split:
+            found.setdefault(row["prompt_id"], []).append(row)
+    return [
+        Question(
+            prompt_id,
+            rows[0]["prompt_group"],
+            tuple(row["response_id"] for row in rows),
+            np.array([row["share"] for row in rows]),
+        )
+        for prompt_id, rows in found.items()
+        if len(rows) > 1
+    ]
+
+
+def opinion_rows(
+    community: str,
+    shares: pa.Table,
+    arms: Mapping[str, Sequence[pa.Table]],
+    majority: Sequence[str],
+    config: EvaluateConfig,
+    *,
+    seed: int,
+) -> list[dict]:
+    """Rows of OPINIONS for one community; none where it has no test questions, or no validation questions to fit on.
+
+    Args:
+        shares: the OPTION_SHARES of all communities.
+        arms: rewards (SCORES) of each arm's replicates; `global` is one of them.
+        majority: communities whose mean distribution is a baseline, on the questions that they answered.
+    """
+    test = questions(shares, community=community, split="test")
+    validation = questions(shares, community=community, split="validation")
+    if not test or not validation:
+        return []
+    rows = []
+    for arm, replicates in arms.items():
+        found = [_similarities(test, validation, _by_option(scores), name=arm) for scores in replicates]
+        values = np.mean([similarities for similarities, _ in found], axis=0)
+        temperature = float(np.mean([temperature for _, temperature in found]))
+        rows.append(_row(arm, community, test, values, config, seed) | {"temperature": temperature})
+    uniform = np.array([_similarity(np.full(len(q.shares), 1 / len(q.shares)), q) for q in test])
+    rows.append(_row("uniform", community, test, uniform, config, seed))
+    asked, similar = _majority_baseline(test, shares, [name for name in majority if name != community])
+    if asked:
+        rows.append(_row("majority", community, asked, np.array(similar), config, seed))
+    return rows
+
+
+def _similarities(
+    test: Sequence[Question], validation: Sequence[Question], reward_of: Mapping[str, float], *, name: str
+) -> tuple[np.ndarray, float]:
+    """(similarity per test question, temperature fitted on the validation questions)."""
+
+    def rewards(question: Question) -> np.ndarray:
+        try:
+            return np.array([reward_of[option] for option in question.options], dtype=np.float64)
+        except KeyError as missing:
+            raise DataError(f"{name}: option {missing} of question {question.prompt_id} has no reward") from None
+
+    temperature = fit_option_temperature([rewards(q) for q in validation], [q.shares for q in validation])
+    values = [_similarity(option_probabilities(rewards(q), temperature=temperature), q) for q in test]
+    return np.array(values), temperature
+
+
+def _similarity(probabilities: np.ndarray, question: Question) -> float:
+    return 1.0 - jensen_shannon_distance(probabilities, question.shares)
+
+
+def _majority_baseline(
+    test: Sequence[Question], shares: pa.Table, majority: Sequence[str]
+) -> tuple[list[Question], list[float]]:
+    """The questions that the majority answered too, and how alike its mean distribution is."""
+    of_majority: dict[str, list[Question]] = {}
+    for name in majority:
+        for question in questions(shares, community=name, split="test"):
+            of_majority.setdefault(question.prompt_id, []).append(question)
+    asked, similar = [], []
+    for question in test:
+        answers = [dict(zip(q.options, q.shares, strict=True)) for q in of_majority.get(question.prompt_id, ())]
+        if answers:
+            mean = np.array([np.mean([answer[option] for answer in answers]) for option in question.options])
+            asked.append(question)
+            similar.append(_similarity(mean / mean.sum(), question))
+    return asked, similar
+
+
+def _row(
+    arm: str, community: str, asked: Sequence[Question], values: np.ndarray, config: EvaluateConfig, seed: int
+) -> dict:
+    estimate = asdict(
+        cluster_bootstrap_mean(values, clusters=[q.group for q in asked], num_resamples=config.num_resamples, seed=seed)
+    )
+    estimate["num_questions"] = estimate.pop("num_pairs")
+    return {"arm": arm, "community": community, **estimate, "temperature": None}
+
+
+def _by_option(scores: pa.Table) -> dict[str, float]:
+    return dict(zip(scores["response_id"].to_pylist(), scores["reward"].to_pylist(), strict=True))
+
+
+def option_ids(shares: pa.Table, communities: Sequence[str]) -> Iterator[str]:
+    """Every option of the communities' validation and test questions: what a model must score."""
+    for row in shares.to_pylist():
+        if row["community"] in communities and row["split"] != "train":
+            yield row["response_id"]

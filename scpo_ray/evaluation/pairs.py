@@ -1,0 +1,101 @@
+"""Test (or validation) pairs with everything that a measure needs beside a model's rewards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scpo_ray.core.accuracy import pair_correctness
+from scpo_ray.core.agreement import agreement
+from scpo_ray.errors import DataError
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs of one or more communities.
+
+    Args:
+        name: whose they are, for messages.
+        table: columns pair_id, community, annotator_id, prompt_group, chosen_id, rejected_id.
+        global_scores: the SCORES columns of the ruler, for all of their responses.
+    """
+
+    name: str
+    table: pa.Table
+    global_scores: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        """Annotators, or prompt groups where there are none."""
+        return pc.coalesce(self.table["annotator_id"], self.table["prompt_group"]).to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def response_ids(self) -> pa.Array:
+        """Every response that occurs, once, sorted."""
+        both = {*self.table["chosen_id"].to_pylist(), *self.table["rejected_id"].to_pylist()}
+        return pa.array(sorted(both), pa.string())
+
+    def rewards(self, scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """(chosen, rejected) rewards, float32.
+
+        Raises:
+            DataError: a response has no score, or its score is not a number.
+        """
+        chosen, rejected = (_by_id(scores, "reward", self.table[side]) for side in ("chosen_id", "rejected_id"))
+        broken = ~(np.isfinite(chosen) & np.isfinite(rejected))
+        if broken.any():
+            pair = self.table["pair_id"][int(np.argmax(broken))]
+            raise DataError(
+                f"{self.name}: {int(broken.sum())} of {len(broken)} pairs have no finite reward (the first is {pair}); "
+                "score them again, or leave the model out"
+            )
+        return chosen, rejected
+
+    def margins(self, scores: pa.Table) -> np.ndarray:
+        """Chosen minus rejected reward, float64."""
+        chosen, rejected = self.rewards(scores)
+        return chosen.astype(np.float64) - rejected.astype(np.float64)
+
+    def correct(self, scores: pa.Table) -> np.ndarray:
+        """1, 0 or (equal rewards) 0.5 per pair."""
+        chosen, rejected = self.rewards(scores)
+        return pair_correctness(chosen_rewards=chosen, rejected_rewards=rejected)
+
+    @cached_property
+    def global_correct(self) -> np.ndarray:
+        """The ruler's own."""
+        return self.correct(self.global_scores)
+
+    def global_is_wrong(self, threshold: float) -> np.ndarray:
+        """True where the ruler's agreement is below the threshold; at 0.5, where it prefers the rejected response."""
+        chosen, rejected = self.rewards(self.global_scores)
+        return agreement(chosen_rewards=chosen, rejected_rewards=rejected) < threshold
+
+    @cached_property
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """(chosen, rejected) tokens of context and response as the ruler reads them; contexts are equal within a pair."""
+        return tuple(
+            _by_id(self.global_scores, "num_tokens", self.table[side]).astype(np.int64)
+            for side in ("chosen_id", "rejected_id")
+        )  # type: ignore[return-value]
+
+    def of(self, community: str) -> "PairSet":
+        """One community's part."""
+        return PairSet(community, self.table.filter(pc.equal(self.table["community"], community)), self.global_scores)
+
+
+def pooled(name: str, sets: Sequence[PairSet]) -> PairSet:
+    """All of them as one, in their order."""
+    return PairSet(name, pa.concat_tables([pairs.table for pairs in sets]), sets[0].global_scores)
+
+
+def _by_id(scores: pa.Table, column: str, identifiers: pa.ChunkedArray) -> np.ndarray:
+    """A column of scores in the order of the identifiers; NaN where a response has none."""
+    positions = pc.index_in(identifiers, scores["response_id"].combine_chunks())
+    return scores[column].cast(pa.float64()).take(positions).to_numpy().astype(np.float32)

@@ -1,0 +1,133 @@
+"""The evaluation's tables beside the headline, as the report reads them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from scpo_ray.core.bootstrap import Estimate
+from scpo_ray.records import ALL_COMMUNITIES
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One arm of a curve, over all communities together."""
+
+    arm: str
+    line: str
+    """Which line it is on: a strategy's name for people."""
+    threshold: float
+    training_share: float
+    num_pairs: int
+    """Training pairs, mean over communities."""
+    training_flops: float
+    """Of all its trainings: 6 x non-embedding parameters x tokens."""
+    estimates: Mapping[str, Estimate]
+    """By metric."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured beside each model's own accuracy; rows as in the tables of `scpo_ray.evaluation`."""
+
+    metrics: Sequence[Mapping] = ()
+    comparisons: Sequence[Mapping] = ()
+    diagnostics: Sequence[Mapping] = ()
+    transfer: Sequence[Mapping] = ()
+    opinions: Sequence[Mapping] = ()
+    calibration: Sequence[Mapping] = ()
+    """Bins: community, model, confidence, accuracy, num_pairs."""
+    structure: Mapping = field(default_factory=dict)
+    """communities, agreement, shared_pairs, has_annotators, variance."""
+    curve: Sequence[CurvePoint] = ()
+
+    def pooled(self, arm: str) -> dict[str, Estimate]:
+        """An arm over all communities together, by metric; of the one community where there is only one."""
+        names = {row["community"] for row in self.metrics}
+        wanted = ALL_COMMUNITIES if ALL_COMMUNITIES in names else next(iter(names), None)
+        return {
+            row["metric"]: estimate_of(row) for row in self.metrics if row["arm"] == arm and row["community"] == wanted
+        }
+
+    def against(self, reference: str, *, metric: str, arm: str) -> list[Mapping]:
+        """Comparisons of an arm with another by one metric, the pooled one first."""
+        rows = [
+            row
+            for row in self.comparisons
+            if row["against"] == reference and row["metric"] == metric and row["arm"] == arm
+        ]
+        return sorted(rows, key=lambda row: (row["community"] != ALL_COMMUNITIES, row["community"]))
+
+    def seed_sd(self, arm: str) -> float | None:
+        """Standard deviation over seeds of the arm's overall accuracy, all communities together."""
+        found = [row["seed_sd"] for row in self.metrics if row["arm"] == arm and row["metric"] == "overall"]
+        return found[-1] if found else None  # the pooled row is the last one
+
+    def first_diagnostics(self, arms: Sequence[str]) -> list[tuple[str, str, dict[str, float]]]:
+        """(community, arm, measures) of the first replicate of each arm."""
+        found: dict[tuple[str, str], dict[str, float]] = {}
+        for row in self.diagnostics:
+            if row["replicate"] == 0 and row["arm"] in arms:
+                found.setdefault((row["community"], row["arm"]), {})[row["measure"]] = row["value"]
+        order = sorted(found, key=lambda key: (key[0], list(arms).index(key[1])))
+        return [(community, arm, found[community, arm]) for community, arm in order]
+
+    @property
+    def efficiency(self) -> str:
+        """How much of the data, and of the compute, the main strategy needs for what full fine-tuning reaches."""
+        full = next((point for point in self.curve if point.arm == "none"), None)
+        main = sorted(
+            (point for point in self.curve if not point.arm.startswith("none") and "-tau-" not in point.arm),
+            key=lambda point: point.training_flops,
+        )
+        if full is None or not main:
+            return ""
+        goal = full.estimates["overall"].value
+        whole = main[-1]
+        words = (
+            f"{whole.line} trains on {whole.num_pairs / full.num_pairs:.0%} of the pairs of full fine-tuning, at "
+            f"{whole.training_flops / full.training_flops:.0%} of its training compute (without scoring the pairs once)."
+        )
+        reached = next((point for point in main if point.estimates["overall"].value >= goal), None)
+        if reached is None:
+            return f"{words} At no measured share of the data does it reach full fine-tuning's overall accuracy."
+        return (
+            f"{words} It reaches full fine-tuning's overall accuracy with {reached.num_pairs:,} pairs per community "
+            f"({reached.num_pairs / full.num_pairs:.0%}) and {reached.training_flops:.1e} FLOP "
+            f"({reached.training_flops / full.training_flops:.0%}); the points' intervals overlap where the plot shows it."
+        )
+
+    @property
+    def variance_words(self) -> str:
+        """What the community explains of the votes, in words."""
+        variance = self.structure.get("variance", {})
+        share = _share(variance)
+        if share is None:
+            why = (
+                "the data are aggregates without annotators"
+                if not self.structure.get("has_annotators")
+                else ("no pair has votes of two communities")
+            )
+            return f"How much the community explains of single votes cannot be told: {why}."
+        verdict = "more than chance would" if variance["p_value"] <= 0.05 else "no more than chance might"
+        return (
+            f"On pairs that several communities voted on ({variance['num_votes']:,} votes on {variance['num_items']:,} "
+            f"pairs), the community explains {100 * share:.1f}% of the variance of votes, {verdict} "
+            f"(p = {variance['p_value']:.3f}, annotators' communities exchanged at random); the rest is between annotators "
+            "of one community."
+        )
+
+
+def _share(variance: Mapping) -> float | None:
+    between, within = variance.get("between"), variance.get("within")
+    if between is None or within is None or not between + within:
+        return None
+    return between / (between + within)
+
+
+def interval_of(row: Mapping) -> Estimate:
+    """A comparison's difference as an estimate."""
+    return Estimate(row["difference"], row["low"], row["high"], row["num_pairs"], row["num_clusters"])
+
+
+def estimate_of(row: Mapping) -> Estimate:
+    """A metrics row as an estimate."""
+    return Estimate(row["value"], row["low"], row["high"], row["num_pairs"], row["num_clusters"])
