@@ -18,6 +18,7 @@ from scpo_ray.artifacts import RunDirectory
 from scpo_ray.cli import load_config
 from scpo_ray.config import Config, ModelConfig
 from scpo_ray.formatting import Formatter
+from scpo_ray.records import ModelName
 from scpo_ray.stages import prepare, score, select, train, train_global
 from scpo_ray.training.data import load_preferences
 from scpo_ray.training.step import collate_items, normalizers, part_loss
@@ -181,10 +182,10 @@ def test_keeps_the_same_pairs_with_the_same_weights(published, reference):
 def test_loss_and_gradients_are_the_published_ones(published, reference):
     config = published.config
     tasks, outcome = train.plan(config, published.directory)
-    assert not outcome.failed and {task.name for task in tasks} == {
+    assert not outcome.failed and {str(name) for name in tasks} == {
         f"filter_weight/{name}" for name in config.prepare.communities
     }
-    task = next(task for task in tasks if task.name.endswith("/Chile"))
+    task = tasks[ModelName("filter_weight", "Chile")]
     loaded = models.load(published.model_folder)
     models.prepare_for_training(loaded.model, dropout=config.train.dropout, gradient_checkpointing=False)
     formatter = Formatter(loaded.tokenizer, config.format)
