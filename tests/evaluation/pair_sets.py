@@ -1,0 +1,44 @@
+"""Pair sets written by hand."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from scpo_ray.evaluation.pairs import PairSet
+from scpo_ray.records import SCORES
+
+
+def scores_of(rewards: dict[str, float], lengths: dict[str, int] | None = None) -> pa.Table:
+    """SCORES of responses by id."""
+    columns = {
+        "response_id": list(rewards),
+        "model_hash": ["by hand"] * len(rewards),
+        "reward": np.array(list(rewards.values()), dtype=np.float32),
+        "num_tokens": [(lengths or {}).get(name, 10) for name in rewards],
+        "truncated": [False] * len(rewards),
+    }
+    return pa.table(columns, schema=SCORES)
+
+
+def pair_set(
+    margins: Sequence[float], *, annotators: Sequence[str | None] | None = None, name: str = "Here"
+) -> PairSet:
+    """Pairs whose ruler has these margins; pair n is (c n, r n), its rejected response has reward 0."""
+    size = len(margins)
+    table = pa.table(
+        {
+            "pair_id": [f"p{n}" for n in range(size)],
+            "community": [name] * size,
+            "annotator_id": pa.array(annotators or [f"a{n}" for n in range(size)], pa.string()),
+            "prompt_group": [f"g{n}" for n in range(size)],
+            "chosen_id": [f"c{n}" for n in range(size)],
+            "rejected_id": [f"r{n}" for n in range(size)],
+        }
+    )
+    return PairSet(name, table, scores_of(rewards_with(margins)))
+
+
+def rewards_with(margins: Sequence[float]) -> dict[str, float]:
+    """Rewards with these margins."""
+    return {f"c{n}": margin for n, margin in enumerate(margins)} | {f"r{n}": 0.0 for n in range(len(margins))}

@@ -1,0 +1,132 @@
+"""Metrics of models whose rewards are written by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from scpo_ray.config import EvaluateConfig
+from scpo_ray.core.calibration import fit_temperature
+from scpo_ray.errors import DataError
+from scpo_ray.evaluation.measures import Measurer, diagnostics, longer_wins
+from scpo_ray.evaluation.pairs import PairSet, pooled
+from tests.evaluation.pair_sets import pair_set, rewards_with, scores_of
+
+CONFIG = EvaluateConfig(num_resamples=200)
+RULER = (1.0, 2.0, -1.0, -2.0, -0.5)  # right, right, wrong, wrong, wrong
+MODEL = (1.0, -1.0, 1.0, 0.0, -3.0)  # right, wrong, right, tie, wrong
+
+
+def values(rows: list[dict]) -> dict[str, float]:
+    return {row["metric"]: row["value"] for row in rows}
+
+
+def measure(arm: str, *margins, majority=(1.0, -1.0)) -> list[dict]:
+    own, of_majority = pair_set(RULER), pair_set((3.0, 3.0), name="Majority")
+    correct = [own.correct(scores_of(rewards_with(one))) for one in margins]
+    lost = [of_majority.correct(scores_of(rewards_with(majority))) for _ in margins]
+    return Measurer(own, of_majority, CONFIG, seed=0).rows(arm, own=correct, majority=lost)
+
+
+def test_every_metric_by_hand():
+    found = values(measure("filter_weight", MODEL))
+    assert found == pytest.approx(
+        {
+            "overall": 2.5 / 5,
+            "acquisition": 1.5 / 3,
+            "retention": 1 / 2,
+            "matched_length": 2.5 / 5,
+            "balanced": (1.5 / 3 + 1 / 2) / 2,
+            "overall_gain": (2.5 - 2) / 5,
+            "majority": 0.5,
+            "majority_gain": -0.5,
+        }
+    )
+
+
+def test_the_global_model_by_construction():
+    found = values(measure("global", RULER))
+    assert (found["acquisition"], found["retention"], found["balanced"]) == (0.0, 1.0, 0.5)
+    assert "overall_gain" not in found and "majority_gain" not in found
+    flipped = values(measure("filter", tuple(-margin for margin in RULER)))
+    assert (flipped["acquisition"], flipped["retention"], flipped["balanced"]) == (1.0, 0.0, 0.5)
+
+
+def test_replicates_are_averaged_and_their_spread_is_told_apart():
+    always, never = (1.0,) * 5, (-1.0,) * 5
+    (overall,) = [row for row in measure("none", always, never) if row["metric"] == "overall"]
+    assert (overall["value"], overall["num_seeds"]) == (0.5, 2)
+    assert overall["seed_sd"] == pytest.approx(math.sqrt(0.5))
+    assert (overall["low"], overall["high"]) == (0.5, 0.5), "no pair differs from another once seeds are averaged"
+    (alone,) = [row for row in measure("none", always) if row["metric"] == "overall"]
+    assert alone["seed_sd"] is None
+
+
+def test_intervals_draw_annotators_not_pairs():
+    """Ten pairs of two annotators: one always right, one always wrong."""
+    own = pair_set((1.0,) * 10, annotators=["x"] * 5 + ["y"] * 5)
+    correct = [own.correct(scores_of(rewards_with((1.0,) * 5 + (-1.0,) * 5)))]
+    (overall,) = [
+        row
+        for row in Measurer(own, own, CONFIG, seed=0).rows("none", own=correct, majority=correct)
+        if row["metric"] == "overall"
+    ]
+    assert (overall["low"], overall["high"], overall["num_clusters"]) == (0.0, 1.0, 2)
+
+
+def test_nothing_that_the_global_model_gets_wrong():
+    own = pair_set((1.0, 2.0))
+    correct = [own.correct(own.global_scores)]
+    rows = Measurer(own, own, CONFIG, seed=0).rows("none", own=correct, majority=correct)
+    (acquisition,) = [row for row in rows if row["metric"] == "acquisition"]
+    assert math.isnan(acquisition["value"]) and acquisition["num_pairs"] == 0
+    assert "balanced" not in values(rows)
+
+
+def test_diagnostics_by_hand():
+    test, validation = pair_set(RULER), pair_set((1.0, 2.0, -1.0))
+    found = diagnostics(test, validation, scores_of(rewards_with(MODEL)))
+    assert found["mean_margin"] == pytest.approx(-0.4)
+    assert found["share_of_ties"] == 0.2
+    assert found["temperature"] == pytest.approx(fit_temperature(np.array([1.0, -1.0, 1.0])))  # MODEL's on those pairs
+    without = diagnostics(test, None, scores_of(rewards_with(MODEL)))
+    assert math.isnan(without["temperature"]) and math.isnan(without["calibration_error_at_temperature"])
+
+
+def test_a_model_that_scores_everything_equal():
+    found = diagnostics(pair_set(RULER), None, scores_of(rewards_with((0.0,) * 5)))
+    assert (found["share_of_ties"], found["calibration_error"]) == (1.0, 0.0)
+    assert math.isnan(found["length_correlation"])
+    assert values(measure("none", (0.0,) * 5))["overall"] == 0.5
+
+
+def test_length_is_that_of_tokens():
+    lengths = {f"c{n}": 12 for n in range(5)} | {f"r{n}": 10 + n for n in range(5)}
+    pairs = pair_set(RULER)
+    longer = PairSet("Here", pairs.table, scores_of(rewards_with(RULER), lengths))
+    assert longer_wins(longer) == (1 + 1 + 0.5 + 0 + 0) / 5
+    correct = [longer.global_correct]
+    rows = Measurer(longer, longer, CONFIG, seed=0).rows("global", own=correct, majority=correct)
+    (matched,) = [row for row in rows if row["metric"] == "matched_length"]
+    assert matched["num_pairs"] == 3  # 12 against 11, 12 and 13
+
+
+def test_a_reward_that_is_no_number_stops_with_the_pair():
+    pairs = pair_set(RULER)
+    for broken in (math.nan, math.inf):
+        with pytest.raises(DataError, match=r"^Here: 1 of 5 pairs have no finite reward \(the first is p3\)"):
+            pairs.margins(scores_of(rewards_with(RULER) | {"c3": broken}))
+    missing = rewards_with(RULER)
+    del missing["r4"]
+    with pytest.raises(DataError, match="the first is p4"):
+        pairs.correct(scores_of(missing))
+
+
+def test_pooled_pairs_keep_their_order_and_annotators():
+    first, second = (
+        pair_set((1.0,), annotators=["x"], name="A"),
+        pair_set((1.0, -1.0), annotators=["x", None], name="B"),
+    )
+    both = pooled("all", [first, second])
+    assert both.table["community"].to_pylist() == ["A", "B", "B"]
+    assert both.clusters.tolist() == ["x", "x", "g1"]
