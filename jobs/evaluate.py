@@ -1,7 +1,9 @@
-"""Measure on test pairs what each community gained and what was forgotten.
+"""Score the trained models on test pairs and measure gains and losses; or compare models from elsewhere on any pairs.
 
-ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/experiments/prism.yaml
-python jobs/evaluate.py --config jobs/experiments/prism.yaml
+ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/experiments/demo.yaml --run_dir /shared/demo
+
+python jobs/evaluate.py --run_dir runs/compare --evaluate.models ORG/MODEL_A,path/to/model_b \\
+    --prepare.datasets pair_files --prepare.pair_files.paths mine.jsonl --prepare.majority "United States"
 """
 
 from scpo_ray.cli import load_config, run
@@ -9,6 +11,12 @@ from scpo_ray.cli import load_config, run
 
 def main() -> None:
     config = load_config(description=__doc__)
+    if config.evaluate.models:
+        from scpo_ray.stages import evaluate_models
+
+        evaluate_models.run(config)
+        print(evaluate_models.summary(config))
+        return
     from scpo_ray.stages import evaluate  # deferred: a bad config fails in milliseconds
 
     print(evaluate.run(config))

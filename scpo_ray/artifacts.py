@@ -129,6 +129,11 @@ class RunDirectory:
         with storage_errors(self.path(name)), self._filesystem.open_input_stream(f"{self._root}/{name}") as stream:
             return json.loads(stream.read())
 
+    def read_text(self, name: str) -> str:
+        """One text file of an artifact."""
+        with storage_errors(self.path(name)), self._filesystem.open_input_stream(f"{self._root}/{name}") as stream:
+            return stream.read().decode("utf-8")
+
     def names(self, folder: str) -> list[str]:
         """File and folder names directly inside a folder, sorted; empty where there is none."""
         with storage_errors(self.path(folder)):

@@ -1,12 +1,18 @@
 """Settings of the evaluation and its report."""
 
+from typing import Annotated
+
 from pydantic import Field
 
-from scpo_ray.config.section import Section
+from scpo_ray.config.section import Address, Section, Unique
 
 
 class EvaluateConfig(Section):
     """What was gained and what was lost, on test pairs."""
+
+    models: Annotated[tuple[Address, ...], Unique] = ()
+    """Reward models from elsewhere (folder, hub name, `package:` address) to compare on the prepared pairs instead of the
+    run's own; the first is what the others are compared with."""
 
     dropout: bool = False
     """Leave dropout on while scoring the trained models (as published)."""

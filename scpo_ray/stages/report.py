@@ -15,6 +15,7 @@ from scpo_ray.config import Config
 from scpo_ray.records import ModelName
 from scpo_ray.reporting.evidence import Evidence
 from scpo_ray.reporting.examples import Example, PlantedRow, choose_examples, planted_rows, shortened
+from scpo_ray.reporting.exports import exports, model_markdown
 from scpo_ray.reporting.page import Page, Provenance, render
 from scpo_ray.reporting.results import Kept, ModelResult, results_from
 from scpo_ray.reporting.summary import leakage_warnings
@@ -22,6 +23,7 @@ from scpo_ray.reporting.terminal import headline_table
 from scpo_ray.stages import recipes
 from scpo_ray.stages.report_evidence import load_evidence
 from scpo_ray.stages.train import communities_to_train, load_trained, model_names
+from scpo_ray.training.model_card import with_measurements
 
 REPORT = "report.html"
 _NO_FAILURES: Mapping[ModelName, str] = MappingProxyType({})
@@ -30,7 +32,7 @@ _TRAINING_KEYS = ("num_pairs", "num_steps", "num_tokens", "num_padded_tokens", "
 
 
 def run(config: Config, failures: Mapping[ModelName, str] = _NO_FAILURES) -> str:
-    """Write `report.html` into the run directory; return its path.
+    """Write `report.html`, and its figures and tables below `report/`, into the run directory; return the page's path.
 
     Args:
         failures: why a model is not there. Models that are missing otherwise are listed as well.
@@ -39,8 +41,21 @@ def run(config: Config, failures: Mapping[ModelName, str] = _NO_FAILURES) -> str
         ArtifactError: an artifact is missing, or another config or other inputs made it.
     """
     directory = RunDirectory(config.run_dir)
-    directory.write_file(REPORT, render(gather(config, failures)).encode())
+    page = gather(config, failures)
+    for name, content in exports(page):
+        directory.write_file(f"report/{name}", content)
+    if page.results:
+        _fill_model_cards(config, directory, page)
+    directory.write_file(REPORT, render(page).encode())
     return directory.path(REPORT)
+
+
+def _fill_model_cards(config: Config, directory: RunDirectory, page: Page) -> None:
+    """Put each model's results into the card beside it; the card is no part of the model's content hash."""
+    for name, manifest in load_trained(config, directory).items():
+        card = directory.read_text(f"{manifest.name}/README.md")
+        table = model_markdown(page, arm=name.arm, community=name.community)
+        directory.write_file(f"{manifest.name}/README.md", with_measurements(card, table).encode())
 
 
 def terminal_table(config: Config) -> Table:

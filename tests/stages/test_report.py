@@ -1,4 +1,5 @@
 import base64
+import csv
 import hashlib
 import math
 import re
@@ -23,6 +24,7 @@ from scpo_ray.reporting.numbers import duration, percent, percent_interval, poin
 from scpo_ray.reporting.results import ModelResult, results_from
 from scpo_ray.reporting.summary import headline, leakage_warnings, verdict, warnings
 from scpo_ray.stages import recipes, report
+from scpo_ray.training.model_card import LIMITS, MEASURED
 
 NAN = math.nan
 SCRIPT = "<script>alert('from the data')</script>"
@@ -345,6 +347,7 @@ def _write(recipe: Recipe, directory: RunDirectory, *, tables=None, statistics=N
         for name, content in (tables or {}).items():
             draft.write_table(name, content)
         draft.write_json("marker.json", recipe.name)
+        (draft.folder / "README.md").write_text(f"# Card\n\n{MEASURED}\n\nNot yet.\n\n{LIMITS}\n\nRead them.\n")
         draft.statistics |= statistics or {}
 
 
@@ -616,6 +619,28 @@ class TestPage:
         assert [row[:2] for row in cells(html, "<h3>Artifacts")][1] == ["global_model", "1 min 33 s"]
         assert cells(html, "<h3>Reward models")[0][:6] == [f"{MAIN}/Brevia", "2", "51", "102,036", "3.4%", "2.2 s"]
         assert "pyarrow " in html
+
+    def test_model_cards_say_what_was_measured(self, config):
+        page_of(config)
+        page_of(config)  # a second report replaces the numbers, it does not add them again
+        directory = RunDirectory(config.run_dir)
+        card = directory.read_text(f"{recipes.model_folder(config, ModelName('none', 'Brevia'))}/README.md")
+        assert card.count("| overall | 61.5% | [58.0, 65.0] | 474 (22) |") == 1
+        assert "| majority gain | −17.1 points | [−19.0, −15.0] | 1,000 (40) |" in card
+        assert "Not yet" not in card and card.endswith(f"{LIMITS}\n\nRead them.\n")
+
+    def test_figures_and_tables_as_files(self, config):
+        page_of(config)
+        directory = RunDirectory(config.run_dir)
+        assert {"gains.png", "gains.svg", "frontier.png"} <= set(directory.names("report/figures"))
+        headline = directory.read_text("report/tables/headline.md").splitlines()
+        assert headline[2] == (
+            "| Brevia | SCPO (filter + weight) | 474 (22) | 61.2% | +2.2 [+0.4, +4.0] | 25.3% [20.0, 30.0] | "
+            "87.5% [85.0, 90.0] | −3.1 [−5.0, −1.2] |"
+        )
+        rows = list(csv.DictReader(StringIO(directory.read_text("report/tables/metrics.csv"))))
+        assert len(rows) == len(_metrics())
+        assert float(rows[0]["value"]) == _metrics()[0]["value"]
 
     def test_same_run_same_bytes(self, config):
         assert page_of(config) == page_of(config)

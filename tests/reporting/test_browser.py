@@ -1,0 +1,90 @@
+"""The report in a real browser: headless Chromium, no network."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scpo_ray.config import Config
+from scpo_ray.stages import pipeline
+from tests.conftest import TINY
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SECTIONS = {
+    "select": {"controls": ["none", "random"], "curve_thresholds": [0.5, 0.6], "curve_shares": [0.5]},
+    "train": {"epochs": 1, "learning_rate": 1e-3, "max_steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def report(ray_cluster, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("browser") / "run"
+    return Path(pipeline.run(Config(run_dir=str(run_dir), **TINY | SECTIONS)))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine; apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, report):
+    messages: list[str] = []
+    requests: list[str] = []
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    yield page
+    assert messages == [], "nothing on the console"
+    assert requests == [report.as_uri()], "nothing is loaded from elsewhere"
+    page.close()
+
+
+def test_every_figure_is_drawn(page, report):
+    names = {figure.get_attribute("id") for figure in page.locator("figure").all()}
+    drawn = {"gains", "frontier", "tau", "data", "compute", "transfer", "calibration"}
+    assert names == {f"figure-{name}" for name in drawn}
+    for figure in page.locator("figure svg").all():
+        box = figure.bounding_box()
+        assert box["width"] > 100 and box["height"] > 60
+        assert figure.locator("path, circle, rect, line").count() > 5
+    assert {path.stem for path in (report.parent / "report/figures").glob("*.png")} == drawn
+    page.screenshot(path=str(report.parent / "report.png"), full_page=True)
+    assert (report.parent / "report.png").stat().st_size > 50_000
+
+
+def test_no_table_or_figure_is_wider_than_the_page(page):
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 1200
+    page.set_viewport_size({"width": 420, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 440, "wide tables scroll by themselves"
+
+
+def test_the_ledger_search_shows_what_holds_every_word(page):
+    search, pairs = page.locator("#ledger-search"), page.locator("details.ledger .pair")
+    total = pairs.count()
+    assert total > 4 and not page.locator("details.ledger[open]").count()
+    search.fill("dropped BREVIA")
+    shown = [pair for pair in pairs.all() if not pair.evaluate("pair => pair.hidden || pair.parentElement.hidden")]
+    assert 0 < len(shown) < total
+    assert all("dropped" in pair.inner_text().lower() for pair in shown)
+    assert page.locator("#ledger-count").inner_text() == f"{len(shown)} of {total} pairs"
+    search.fill("no such words anywhere")
+    assert page.locator("#ledger-count").inner_text() == f"0 of {total} pairs"
+    search.fill("")
+    assert not [pair for pair in pairs.all() if pair.evaluate("pair => pair.hidden")]
+
+
+def test_it_prints(page, tmp_path):
+    page.emulate_media(media="print")
+    page.pdf(path=str(tmp_path / "report.pdf"))
+    assert (tmp_path / "report.pdf").read_bytes().count(b"/Type /Page") > 2
