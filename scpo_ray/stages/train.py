@@ -90,12 +90,13 @@ def communities_to_train(config: Config, directory: RunDirectory) -> list[str]:
 
 
 def model_names(config: Config, directory: RunDirectory) -> list[tuple[Arm, ModelName]]:
-    """Every reward model that the config asks for, the main strategy's first."""
+    """Every reward model that the config asks for, the main strategy's first; a curve's points have one seed each."""
     communities = communities_to_train(config, directory)
     return [
         (arm, ModelName(arm.name, community, replicate))
         for replicate in range(config.train.num_seeds)
         for arm in config.select.arms
+        if replicate == 0 or arm.name in config.select.strategies
         for community in communities
     ]
 
