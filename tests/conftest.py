@@ -50,6 +50,20 @@ TINY = {
 """A world and budgets small enough for a test of a stage; too small for claims about the method."""
 
 
+@pytest.fixture(scope="session")
+def controlled_run(ray_cluster, tmp_path_factory) -> Config:
+    """A finished pipeline with controls, two seeds, another ruler and points of every curve; two steps a model."""
+    from scpo_ray.stages import pipeline
+
+    select = {"controls": ["none", "random", "other_ruler"], "curve_thresholds": [0.5, 0.6], "curve_shares": [0.5]}
+    train = {"epochs": 1, "learning_rate": 1e-3, "max_steps": 2, "num_seeds": 2}
+    config = Config(
+        run_dir=str(tmp_path_factory.mktemp("controlled") / "run"), **TINY | {"select": select, "train": train}
+    )
+    pipeline.run(config)
+    return config
+
+
 @pytest.fixture
 def tiny_config(tmp_path):
     """Makes a small atlas config: `tiny_config(select={"agreement_threshold": 0.6})`; sections are merged over TINY."""

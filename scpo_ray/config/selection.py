@@ -8,7 +8,15 @@ from pydantic import Field, model_validator
 from scpo_ray.config.section import Section
 
 SelectionStrategy = Literal[
-    "filter_weight", "filter", "weight", "inverse_weight", "none", "random", "uncertainty", "keep_fraction"
+    "filter_weight",
+    "filter",
+    "weight",
+    "inverse_weight",
+    "none",
+    "random",
+    "uncertainty",
+    "keep_fraction",
+    "other_ruler",
 ]
 
 
@@ -30,7 +38,8 @@ class SelectConfig(Section):
     strategy: SelectionStrategy = "filter_weight"
     """filter_weight is SCPO. filter, weight: its halves. inverse_weight: lighter where the global model agrees. none: full
     fine-tuning. random: as many pairs as the filter keeps, by chance. uncertainty: pairs near agreement 0.5.
-    keep_fraction: SCPO and a share of the pairs that its filter drops."""
+    keep_fraction: SCPO and a share of the pairs that its filter drops. other_ruler: SCPO by the rewards of another global
+    model, trained alike with the next seed, so that ruler and starting model are two; for controls only."""
 
     controls: tuple[SelectionStrategy, ...] = ()
     """Strategies that run beside it on the same pairs and steps, for comparison."""
@@ -56,6 +65,17 @@ class SelectConfig(Section):
     curve_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Shares of the training interactions at which the main strategy and full fine-tuning are trained too, for the curves
     against data and compute."""
+
+    @model_validator(mode="after")
+    def _other_ruler_is_a_control(self) -> "SelectConfig":
+        if self.strategy == "other_ruler":
+            raise ValueError("strategy other_ruler is a control; put it into controls")
+        return self
+
+    @property
+    def needs_other_ruler(self) -> bool:
+        """Whether a second global model has to be trained and to score."""
+        return "other_ruler" in self.controls
 
     @model_validator(mode="after")
     def _controls_differ(self) -> "SelectConfig":

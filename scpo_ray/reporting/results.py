@@ -16,6 +16,7 @@ STRATEGY_LABELS = {
     "random": "random subset",
     "uncertainty": "uncertainty band",
     "keep_fraction": "SCPO + some agreement",
+    "other_ruler": "SCPO, another ruler",
     "global": "global model",
     "uniform": "uniform",
     "majority": "the majority's answers",

@@ -19,6 +19,7 @@ SHORT_LABELS = {
     "random": "random",
     "uncertainty": "uncertain",
     "keep_fraction": "SCPO + agr.",
+    "other_ruler": "SCPO, ruler 2",
 }
 _CAPTION = (
     "Accuracy in %; in parentheses the gain over the global model in points, below it the 95% interval. Test pairs: in "

@@ -7,10 +7,12 @@ from pathlib import Path
 from scpo_ray import models
 from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
 from scpo_ray.config import Arm, Config
-from scpo_ray.errors import ArtifactError
+from scpo_ray.errors import ArtifactError, ConfigError
 from scpo_ray.records import ModelName, safe_name
 
 PREPARED, GLOBAL_MODEL, SCORES, EVALUATION = "prepared", "global_model", "scores", "evaluation"
+OTHER_RULER, OTHER_SCORES = "other_ruler", "other_scores"
+"""A second global model and its rewards, for the control whose ruler is not its starting model."""
 
 
 def prepared(config: Config) -> Recipe:
@@ -34,10 +36,20 @@ def prepared(config: Config) -> Recipe:
     return Recipe(PREPARED, "prepare", identity, inputs, config.seed)
 
 
-def global_model(config: Config, run: RunDirectory) -> Recipe:
-    """The global reward model: trained on prepared pairs, or taken as it is when it is not to be trained."""
+def global_model(config: Config, run: RunDirectory, *, other: bool = False) -> Recipe:
+    """The global reward model: trained on prepared pairs, or taken as it is when it is not to be trained.
+
+    Raises:
+        ConfigError: another ruler is asked for, and the global model is taken as it is.
+    """
     train = config.train_global
-    identity = train.identity("train_global") | config.format.identity("format") | {"seed": config.seed}
+    if other and train.epochs == 0:
+        raise ConfigError(
+            "select.controls: other_ruler trains a second global model with the next seed, but train_global.epochs is 0; "
+            "leave the control out, or train the global model"
+        )
+    seed = config.seed + other
+    identity = train.identity("train_global") | config.format.identity("format") | {"seed": seed}
     if train.model is not None:
         identity = {key: value for key, value in identity.items() if not key.startswith("train_global.scratch.")}
     inputs = {PREPARED: checked(run, prepared(config)).content_hash}
@@ -46,17 +58,18 @@ def global_model(config: Config, run: RunDirectory) -> Recipe:
     if train.model is not None and train.epochs == 0:
         identity = {"train_global.model": train.model, "train_global.epochs": train.epochs}
         del inputs[PREPARED]
-    return Recipe(GLOBAL_MODEL, "train_global", identity, inputs, config.seed)
+    return Recipe(OTHER_RULER if other else GLOBAL_MODEL, "train_global", identity, inputs, seed)
 
 
-def scores(config: Config, run: RunDirectory) -> Recipe:
-    """The global model's rewards for every response."""
+def scores(config: Config, run: RunDirectory, *, other: bool = False) -> Recipe:
+    """The global model's rewards (or the other ruler's) for every response."""
+    ruler = global_model(config, run, other=other)
     inputs = {
         PREPARED: checked(run, prepared(config)).content_hash,
-        GLOBAL_MODEL: checked(run, global_model(config, run)).content_hash,
+        ruler.name: checked(run, ruler).content_hash,
     }
     identity = config.format.identity("format") | {"score.precision": score_precision(config)}
-    return Recipe(SCORES, "score", identity, inputs, config.seed)
+    return Recipe(OTHER_SCORES if other else SCORES, "score", identity, inputs, config.seed)
 
 
 def score_precision(config: Config) -> str:
@@ -73,9 +86,10 @@ def decisions(config: Config, run: RunDirectory, arm: Arm) -> Recipe:
     }
     identity |= {"select.agreement_threshold": arm.agreement_threshold, "training share": arm.training_share}
     identity["seed"] = config.seed
+    of_ruler = scores(config, run, other=arm.strategy == "other_ruler")
     inputs = {
         PREPARED: checked(run, prepared(config)).content_hash,
-        SCORES: checked(run, scores(config, run)).content_hash,
+        of_ruler.name: checked(run, of_ruler).content_hash,
     }
     return Recipe(f"decisions/{arm.name}", "select", identity, inputs, config.seed)
 

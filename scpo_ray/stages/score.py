@@ -1,6 +1,7 @@
 """Rewards of the global model for every response, each computed once and kept by content."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
@@ -11,26 +12,35 @@ from scpo_ray.stages.scoring_job import ModelToScore, score_models
 
 
 def run(config: Config) -> Manifest:
-    """Score what the cache lacks; write `scores`. Returns its manifest, from disk when it is already made."""
+    """Score what the cache lacks; write `scores`, and `other_scores` where a control needs it. Returns the first's manifest.
+
+    What is already made is found on disk.
+    """
     directory = RunDirectory(config.run_dir)
-    recipe = recipes.scores(config, directory)
+    manifest = _make(config, directory, global_model_folder(directory), other=False)
+    if config.select.needs_other_ruler:
+        _make(config, directory, directory.fetch(recipes.OTHER_RULER), other=True)
+    return manifest
+
+
+def _make(config: Config, directory: RunDirectory, folder: Path, *, other: bool) -> Manifest:
+    recipe = recipes.scores(config, directory, other=other)
     made = recipe.is_made(directory, rebuild=config.rebuild)
     if made is not None:
         return made
     connect()
     response_ids = directory.read_table("prepared/responses.parquet", columns=["response_id"])["response_id"]
-    folder = global_model_folder(directory)
     with recipe.making(directory) as draft:
         with progress_bar("score", unit="responses") as bar:
             tables, cost = score_models(
-                [ModelToScore("global", str(folder), response_ids.combine_chunks())],
+                [ModelToScore(recipe.name, str(folder), response_ids.combine_chunks())],
                 config,
                 on_progress=lambda done, total, _: bar.update(done, total),
             )
-        draft.write_table("scores.parquet", tables["global"])
+        draft.write_table("scores.parquet", tables[recipe.name])
         draft.statistics |= asdict(cost) | {
             "padding_share": round(cost.padding_share, 6),
             "num_cached": len(response_ids) - cost.num_responses,
-            "num_truncated": sum(tables["global"]["truncated"].to_pylist()),
+            "num_truncated": sum(tables[recipe.name]["truncated"].to_pylist()),
         }
     return directory.require(recipe.name, job="score")

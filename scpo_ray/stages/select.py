@@ -24,7 +24,9 @@ def run(config: Config) -> list[Manifest]:
         made = recipe.is_made(directory, rebuild=config.rebuild)
         if made is None:
             with recipe.making(directory) as draft:
-                pairs, scores = _inputs(directory)
+                pairs, scores = _inputs(
+                    directory, recipes.OTHER_SCORES if arm.strategy == "other_ruler" else recipes.SCORES
+                )
                 ledger = decide(pairs, scores, config.select, arm, seed=config.seed)
                 draft.write_table("decisions.parquet", ledger)
                 draft.statistics |= _statistics(ledger, pairs)
@@ -84,12 +86,12 @@ def _community_splits(pairs: pa.Table) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(order) else []
 
 
-def _inputs(directory: RunDirectory) -> tuple[pa.Table, pa.Table]:
+def _inputs(directory: RunDirectory, scores: str) -> tuple[pa.Table, pa.Table]:
     pairs = directory.read_table(
         "prepared/pairs.parquet",
         columns=[*_TRAINING_COLUMNS, "community", "split"],
     )
-    return pairs, directory.read_table("scores/scores.parquet", columns=["response_id", "reward"])
+    return pairs, directory.read_table(f"{scores}/scores.parquet", columns=["response_id", "reward"])
 
 
 _TRAINING_COLUMNS = (

@@ -19,16 +19,28 @@ from scpo_ray.training.workers import run_tasks
 
 
 def run(config: Config) -> Manifest:
-    """Write `global_model`. Returns its manifest, from disk when it is already made."""
+    """Write `global_model`, and `other_ruler` where a control needs it. Returns the first's manifest.
+
+    What is already made is found on disk.
+    """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.train_global.checkpoint_dir, "train_global")
-    recipe = recipes.global_model(config, directory)
+    if config.select.needs_other_ruler:
+        recipes.global_model(config, directory, other=True)  # refuses, before anything is trained, what cannot be had
+    manifest = _make(config, directory, other=False)
+    if config.select.needs_other_ruler:
+        _make(config, directory, other=True)
+    return manifest
+
+
+def _make(config: Config, directory: RunDirectory, *, other: bool) -> Manifest:
+    recipe = recipes.global_model(config, directory, other=other)
     made = recipe.is_made(directory, rebuild=config.rebuild)
     if made is not None:
         return made
     if config.train_global.epochs == 0:
         return _take_as_it_is(config, directory, recipe)
-    task = plan(config, directory)
+    task = plan(config, directory, other=other)
     connect()
     with progress_bar("train_global", unit="steps") as bar:
         state = run_tasks([task], config.train_global, on_progress=lambda state: show_progress(bar, state))
@@ -41,14 +53,15 @@ def run(config: Config) -> Manifest:
 _INITIAL = "checkpoints/initial_model"
 
 
-def plan(config: Config, directory: RunDirectory) -> TrainingTask:
-    """The training of the global model on its communities' training pairs.
+def plan(config: Config, directory: RunDirectory, *, other: bool = False) -> TrainingTask:
+    """The training of the global model (or the other ruler) on its communities' training pairs.
 
     Raises:
         ConfigError: a configured community does not occur.
         DataError: the communities have no training pairs.
         ModelError: the start model cannot be used.
     """
+    recipe = recipes.global_model(config, directory, other=other)
     communities = _communities(config, directory)
     size = len(
         directory.read_table(
@@ -60,17 +73,17 @@ def plan(config: Config, directory: RunDirectory) -> TrainingTask:
     if not size:
         raise DataError(f"train_global.communities: {', '.join(communities)} have no training pairs; name others")
     return TrainingTask(
-        recipe=recipes.global_model(config, directory),
+        recipe=recipe,
         run_address=directory.absolute_address,
-        start=_start_model(config, directory),
+        start=_start_model(config, directory, seed=recipe.seed),
         communities=tuple(communities),
         decisions=None,
         config=config.train_global,
         format_config=config.format,
-        seed=config.seed,
+        seed=recipe.seed,
         size=size,
         card={
-            "name": "global",
+            "name": "other ruler" if other else "global",
             "communities": communities,
             "start": config.train_global.model or "from scratch",
             "data": list(config.prepare.datasets),
@@ -106,15 +119,15 @@ def _communities(config: Config, directory: RunDirectory) -> list[str]:
     return list(config.train_global.communities)
 
 
-def _start_model(config: Config, directory: RunDirectory) -> StartModel:
+def _start_model(config: Config, directory: RunDirectory, *, seed: int) -> StartModel:
     """A pretrained backbone with a head drawn from the seed if it has none, or a fresh model saved for the workers."""
     train = config.train_global
     if train.model is not None:
         models.check(models.resolve(train.model), may_lack_head=True, max_tokens=config.format.max_tokens)
-        return StartModel(_for_workers(train.model), new_head_seed=config.seed)
+        return StartModel(_for_workers(train.model), new_head_seed=seed)
     responses = directory.read_table("prepared/responses.parquet", columns=["context", "response"]).to_pylist()
     texts = (text for row in responses for text in (*(m["content"] for m in row["context"]), row["response"]))
-    made = models.make(train.scratch, texts=texts, max_tokens=config.format.max_tokens, seed=config.seed)
+    made = models.make(train.scratch, texts=texts, max_tokens=config.format.max_tokens, seed=seed)
     recipe = Recipe(_INITIAL, "train_global", {}, {}, config.seed)
     with replace(recipe).making(directory) as draft:
         models.save(made.model, made.tokenizer, draft.folder)

@@ -5,21 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from scpo_ray.config import Config
-from scpo_ray.stages import pipeline
-from tests.conftest import TINY
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SECTIONS = {
-    "select": {"controls": ["none", "random"], "curve_thresholds": [0.5, 0.6], "curve_shares": [0.5]},
-    "train": {"epochs": 1, "learning_rate": 1e-3, "max_steps": 2},
-}
 
 
 @pytest.fixture(scope="module")
-def report(ray_cluster, tmp_path_factory) -> Path:
-    run_dir = tmp_path_factory.mktemp("browser") / "run"
-    return Path(pipeline.run(Config(run_dir=str(run_dir), **TINY | SECTIONS)))
+def report(controlled_run) -> Path:
+    return Path(controlled_run.run_dir, "report.html")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ STRATEGIES: dict[str, Strategy] = {
     "random": random_subset.decide,
     "uncertainty": uncertainty.decide,
     "keep_fraction": keep_fraction.decide,
+    "other_ruler": filter_weight.decide,  # `stages.select` shows it another model's rewards
 }
 
 __all__ = ["STRATEGIES", "Decision", "PairView", "Strategy"]
