@@ -120,9 +120,16 @@ run_tasks([task], task.config)
 """
 
 
-INTERRUPTED = (
-    DRIVER.replace("run_tasks([task], task.config)", "cli.run(lambda: run_tasks([task], task.config))") + "\n"
-).replace("import pickle, sys", "import pickle, sys\nfrom scpo_ray import cli")
+INTERRUPTED = """
+import pickle, signal, sys
+from scpo_ray import cli
+from scpo_ray.runtime import connect
+from scpo_ray.training.workers import run_tasks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
+connect()
+task = pickle.load(open(sys.argv[1], "rb"))
+cli.run(lambda: run_tasks([task], task.config))
+"""
 
 
 def test_a_killed_driver_resumes_and_ends_bit_for_bit_the_same(undisturbed, make_task, tmp_path):
