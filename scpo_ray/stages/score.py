@@ -1,7 +1,6 @@
 """Rewards of the global model for every response, each computed once and kept by content."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
@@ -17,17 +16,18 @@ def run(config: Config) -> Manifest:
     What is already made is found on disk.
     """
     directory = RunDirectory(config.run_dir)
-    manifest = _make(config, directory, global_model_folder(directory), other=False)
+    manifest = _make(config, directory, other=False)
     if config.select.needs_other_ruler:
-        _make(config, directory, directory.fetch(recipes.OTHER_RULER), other=True)
+        _make(config, directory, other=True)
     return manifest
 
 
-def _make(config: Config, directory: RunDirectory, folder: Path, *, other: bool) -> Manifest:
+def _make(config: Config, directory: RunDirectory, *, other: bool) -> Manifest:
     recipe = recipes.scores(config, directory, other=other)
     made = recipe.is_made(directory, rebuild=config.rebuild)
     if made is not None:
         return made
+    folder = directory.fetch(recipes.OTHER_RULER) if other else global_model_folder(directory)
     connect()
     response_ids = directory.read_table("prepared/responses.parquet", columns=["response_id"])["response_id"]
     with recipe.making(directory) as draft:
