@@ -29,7 +29,7 @@ class Inputs:
     """The pairs that an evaluation is about, and the ruler's rewards of all of their responses."""
 
     test: Mapping[str, PairSet]
-    """By community, every community that has test pairs."""
+    """By community, also those without test pairs."""
     validation: Mapping[str, PairSet]
     majority: PairSet
     global_scores: pa.Table
@@ -42,7 +42,7 @@ def run(config: Config) -> Manifest:
 
     Raises:
         ArtifactError: no trained model is there.
-        DataError: a community or the majority has no test pairs.
+        DataError: the majority, or every community, has no test pairs.
     """
     directory = RunDirectory(config.run_dir)
     trained = load_trained(config, directory)
@@ -79,8 +79,9 @@ def run(config: Config) -> Manifest:
 
 def load_inputs(config: Config, directory: RunDirectory) -> Inputs:
     """Test and validation pairs by community, and the majority's test pairs together."""
-    majority = recipes.checked(directory, recipes.prepared(config)).statistics["majority"]
-    assert isinstance(majority, list)
+    statistics = recipes.checked(directory, recipes.prepared(config)).statistics
+    majority, known = statistics["majority"], statistics["communities"]
+    assert isinstance(majority, list) and isinstance(known, dict)
     pairs = directory.read_table(
         "prepared/pairs.parquet",
         columns=[*_PAIR_COLUMNS, "split"],
@@ -99,6 +100,8 @@ def load_inputs(config: Config, directory: RunDirectory) -> Inputs:
         }
         for split in ("validation", "test")
     }
+    for community in known:  # one without test pairs has NaN for every figure, and the others are measured
+        by_split["test"].setdefault(community, PairSet(community, pairs.slice(0, 0), scores))
     of_majority = pairs.filter(
         pc.and_(pc.equal(pairs["split"], "test"), pc.is_in(pairs["community"], pa.array(majority)))
     )
@@ -108,16 +111,19 @@ def load_inputs(config: Config, directory: RunDirectory) -> Inputs:
 
 
 def check_test_pairs(inputs: Inputs, communities: Iterable[str]) -> None:
-    """Refuse to measure nothing.
+    """Refuse to measure nothing. A single community without test pairs has NaN for its figures.
 
     Raises:
-        DataError: names the communities without test pairs, or the majority.
+        DataError: the majority has no test pairs, or none of the communities has.
     """
-    empty = sorted(community for community in communities if community not in inputs.test)
     if not len(inputs.majority):
-        empty.append(inputs.majority.name)
-    if empty:
-        raise DataError(f"{', '.join(empty)}: no test pairs, so nothing can be measured; raise prepare.test_fraction")
+        raise DataError(
+            "the majority has no test pairs, so what was forgotten cannot be measured; raise prepare.test_fraction"
+        )
+    if not any(len(inputs.test[community]) for community in communities):
+        raise DataError(
+            f"{', '.join(sorted(communities))}: no test pairs, nothing to measure; raise prepare.test_fraction"
+        )
 
 
 def write_tables(draft: Draft, config: Config, inputs: Inputs, scores: Mapping[ModelName, pa.Table]) -> None:

@@ -26,16 +26,15 @@ def pair_set(
 ) -> PairSet:
     """Pairs whose ruler has these margins; pair n is (c n, r n), its rejected response has reward 0."""
     size = len(margins)
-    table = pa.table(
-        {
-            "pair_id": [f"p{n}" for n in range(size)],
-            "community": [name] * size,
-            "annotator_id": pa.array(annotators or [f"a{n}" for n in range(size)], pa.string()),
-            "prompt_group": [f"g{n}" for n in range(size)],
-            "chosen_id": [f"c{n}" for n in range(size)],
-            "rejected_id": [f"r{n}" for n in range(size)],
-        }
-    )
+    columns = {
+        "pair_id": [f"p{n}" for n in range(size)],
+        "community": [name] * size,
+        "annotator_id": list(annotators or [f"a{n}" for n in range(size)]),
+        "prompt_group": [f"g{n}" for n in range(size)],
+        "chosen_id": [f"c{n}" for n in range(size)],
+        "rejected_id": [f"r{n}" for n in range(size)],
+    }
+    table = pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()})
     return PairSet(name, table, scores_of(rewards_with(margins)))
 
 

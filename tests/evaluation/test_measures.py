@@ -8,6 +8,7 @@ import pytest
 from scpo_ray.config import EvaluateConfig
 from scpo_ray.core.calibration import fit_temperature
 from scpo_ray.errors import DataError
+from scpo_ray.evaluation.comparisons import compare
 from scpo_ray.evaluation.measures import Measurer, diagnostics, longer_wins
 from scpo_ray.evaluation.pairs import PairSet, pooled
 from tests.evaluation.pair_sets import pair_set, rewards_with, scores_of
@@ -130,3 +131,16 @@ def test_pooled_pairs_keep_their_order_and_annotators():
     both = pooled("all", [first, second])
     assert both.table["community"].to_pylist() == ["A", "B", "B"]
     assert both.clusters.tolist() == ["x", "x", "g1"]
+
+
+def test_a_community_without_test_pairs_has_no_figures_and_stops_nobody():
+    empty, majority = pair_set(()), pair_set((1.0, -1.0), name="Majority")
+    correct = [empty.correct(empty.global_scores)]
+    rows = Measurer(empty, majority, CONFIG, seed=0).rows("none", own=correct, majority=[majority.global_correct])
+    of_own = [row for row in rows if not row["metric"].startswith("majority")]
+    assert of_own and all(math.isnan(row["value"]) and row["num_pairs"] == 0 for row in of_own)
+    assert values(rows)["majority"] == 0.5
+    assert all(math.isnan(value) for value in diagnostics(empty, None, empty.global_scores).values())
+    assert math.isnan(longer_wins(empty))
+    row = compare(empty, correct[0], correct[0], CONFIG, seed=0)
+    assert math.isnan(row["difference"]) and math.isnan(row["p_value"]) and row["num_pairs"] == 0
