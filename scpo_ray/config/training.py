@@ -167,5 +167,10 @@ class TrainConfig(OptimizationConfig):
     num_worker_groups: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Groups of num_workers ranks that take communities from one queue."""
 
+    equal_steps: bool = False
+    """Give every arm of a community the steps that `epochs` over all of its training pairs take, kept or not: arms then
+    differ in what they learn from and not in how long. Off: `epochs` over the kept pairs alone, so that a filter that
+    keeps half of them takes half of the steps."""
+
     min_pairs: int = Field(default=8, ge=1)
     """A community with fewer kept pairs fails, and the others go on."""

@@ -100,6 +100,10 @@ def reward_model(config: Config, run: RunDirectory, arm: Arm, name: ModelName) -
     hashes = decided.statistics["content_hashes"]
     assert isinstance(hashes, dict)
     identity = config.train.identity("train") | config.format.identity("format")
+    if config.train.equal_steps:
+        offered = decided.statistics["communities"]
+        assert isinstance(offered, dict)
+        identity["offered items"] = offered[name.community]["offered"][config.train.batching]
     return Recipe(
         model_folder(config, name),
         "train",

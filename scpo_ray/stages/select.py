@@ -56,7 +56,7 @@ def decide(pairs: pa.Table, scores: pa.Table, config: SelectConfig, arm: Arm, *,
         is_train = pc.equal(pairs["split"], "train").to_numpy(zero_copy_only=False)
         left_out = is_train & (lots(pairs["interaction_id"].to_pylist(), seed) >= arm.training_share)
         kept[left_out], weight[left_out] = False, 0.0
-        reason[left_out] = "dropped: not in this arm's share of the training data"
+        reason[left_out] = _NOT_IN_SHARE
     return pa.table(
         {
             "pair_id": pairs["pair_id"],
@@ -71,6 +71,9 @@ def decide(pairs: pa.Table, scores: pa.Table, config: SelectConfig, arm: Arm, *,
         },
         schema=DECISIONS,
     )
+
+
+_NOT_IN_SHARE = "dropped: not in this arm's share of the training data"
 
 
 def lots(identifiers: Sequence[str], seed: int) -> np.ndarray:
@@ -114,6 +117,7 @@ def _statistics(ledger: pa.Table, pairs: pa.Table) -> dict[str, object]:
     kept = ledger["kept"].to_numpy(zero_copy_only=False)
     weights = ledger["weight"].to_numpy()
     identifiers = ledger["pair_id"].to_numpy(zero_copy_only=False)
+    offered = (splits == "train") & (ledger["reason"].to_numpy(zero_copy_only=False) != _NOT_IN_SHARE)
     communities: dict[str, dict] = {}
     hashes: dict[str, str] = {}
     for community in sorted(set(names)):
@@ -123,6 +127,7 @@ def _statistics(ledger: pa.Table, pairs: pa.Table) -> dict[str, object]:
             "num_kept": int(train.sum()),
             "kept_share": {split: _share(kept[of_community & (splits == split)]) for split in ("train", "test")},
             "effective_sample_size": round(effective_sample_size(weights[train]), 1),
+            "offered": _num_items(pairs.filter(pa.array(of_community & offered))),
         }
         rows = np.flatnonzero(train | (of_community & (splits == "validation")))
         rows = rows[np.argsort(identifiers[rows])]
@@ -130,6 +135,12 @@ def _statistics(ledger: pa.Table, pairs: pa.Table) -> dict[str, object]:
             splits[rows].tolist(), weights[rows].tolist(), [[column[row] for row in rows] for column in columns]
         )
     return {"communities": communities, "content_hashes": hashes}
+
+
+def _num_items(pairs: pa.Table) -> dict[str, int]:
+    """How many items `train.batching` would make of all these pairs, kept or not."""
+    named = {"interactions": "interaction_id", "prompts": "prompt_id", "pairs": "pair_id"}
+    return {batching: pc.count_distinct(pairs[column]).as_py() for batching, column in named.items()}
 
 
 def _share(values: Sequence[bool] | np.ndarray) -> float | None:

@@ -174,6 +174,7 @@ def _task(config: Config, directory: RunDirectory, recipe: Recipe, name: ModelNa
         format_config=config.format,
         seed=recipe.seed,
         size=decided["num_kept"],
+        num_items=decided["offered"][config.train.batching] if config.train.equal_steps else None,
         card={
             "name": str(name),
             "community": name.community,

@@ -64,7 +64,7 @@ class Trainer:
                 "prepare.validation_fraction or leave both unset"
             )
         self.num_steps = num_optimizer_steps(
-            num_items=len(data),
+            num_items=task.num_items or len(data),
             batch_size=self.config.batch_size,
             epochs=self.config.epochs,
             max_steps=self.config.max_steps,

@@ -35,6 +35,9 @@ class TrainingTask:
     size: int
     """Pairs; the queue hands out the largest first."""
 
+    num_items: int | None = None
+    """Items (of `config.batching`) of which `epochs` passes make the number of steps; those trained on when unset."""
+
     card: dict[str, object] = field(default_factory=dict)
     """What the model card says about the data."""
 

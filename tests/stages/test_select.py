@@ -144,6 +144,26 @@ def test_statistics(config, strategy):
             "test": round(sum(row["kept"] for row in test_rows) / len(test_rows), 4),
         }
         assert said["effective_sample_size"] == round(sum(weights) ** 2 / sum(w * w for w in weights), 1)
+        pairs = {
+            row["pair_id"]: row for row in RunDirectory(config.run_dir).read_table("prepared/pairs.parquet").to_pylist()
+        }
+        whole = [pairs[row["pair_id"]] for row in train_rows]
+        assert said["offered"] == {
+            "interactions": len({row["interaction_id"] for row in whole}),
+            "prompts": len({row["prompt_id"] for row in whole}),
+            "pairs": len(whole),
+        }
+
+
+def test_a_smaller_share_offers_fewer_items(config):
+    manifests = {manifest.name: manifest for manifest in select.run(with_select(config, curve_shares=[0.5]))}
+    ledger = ledger_of(config, "none-share-0.5")
+    said = manifests["decisions/none-share-0.5"].statistics["communities"]["There"]["offered"]
+    assert said["pairs"] == sum(
+        row["kept"] for (name, _), row in ledger.items() if name == "There" and row["split"] == "train"
+    )
+    assert said["pairs"] < manifests["decisions/none"].statistics["communities"]["There"]["offered"]["pairs"]
+    assert manifests["decisions/filter_weight-share-0.5"].statistics["communities"]["There"]["offered"] == said
 
 
 def test_the_main_strategy_comes_first(config):
