@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from scpo_ray.config.section import NOT_IDENTITY, Address, Fraction, Section, Unique
 
@@ -20,6 +20,14 @@ CommunityField = Literal[
 DatasetName = Literal["atlas", "prism", "global_opinions", "pair_files", "general_preferences"]
 
 
+def _one_for_all(value: object) -> object:
+    return (value,) if isinstance(value, int) else value
+
+
+PerMinority = BeforeValidator(_one_for_all)
+"""One number for all minorities, or one for each."""
+
+
 class AtlasConfig(Section):
     """The synthetic world: communities with known preferences, planted noise and planted outliers."""
 
@@ -29,8 +37,8 @@ class AtlasConfig(Section):
     majority_annotators: int = Field(default=120, ge=2)
     """Annotators of the majority community."""
 
-    minority_annotators: int = Field(default=24, ge=2)
-    """Annotators of each minority community."""
+    minority_annotators: Annotated[tuple[Annotated[int, Field(ge=2)], ...], PerMinority] = (24,)
+    """Annotators of the minority communities: one number for all, or one for each."""
 
     interactions_per_annotator: int = Field(default=16, ge=1)
     """Prompts that one annotator rates."""
@@ -40,6 +48,10 @@ class AtlasConfig(Section):
 
     num_minorities: int = Field(default=3, ge=1, le=6)
     """Minority communities, each with its own planted differences from the majority."""
+
+    turned_attributes: Annotated[tuple[Annotated[int, Field(ge=0, le=6)], ...], PerMinority] = (2,)
+    """On how many of the six attributes a minority prefers the opposite of the majority: one number for all, or one for
+    each; 0 plants a community that does not differ."""
 
     noise_rate: float = Field(default=0.05, ge=0, lt=0.5)
     """Share of ratings whose response was swapped with another one's (labelled `noise`)."""
@@ -55,6 +67,21 @@ class AtlasConfig(Section):
                 "annotator rates a prompt once; raise num_prompts"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_or_one_each(self) -> "AtlasConfig":
+        for name in ("minority_annotators", "turned_attributes"):
+            number = len(getattr(self, name))
+            if number not in (1, self.num_minorities):
+                raise ValueError(
+                    f"{name} has {number} values for {self.num_minorities} minorities; give one, or one for each"
+                )
+        return self
+
+    def of_minority(self, index: int) -> tuple[int, int]:
+        """(annotators, turned attributes) of a minority, counted from 0."""
+        annotators, turned = self.minority_annotators, self.turned_attributes
+        return annotators[index % len(annotators)], turned[index % len(turned)]
 
 
 class PrismConfig(Section):

@@ -1,6 +1,6 @@
 """Settings of the evaluation and its report."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,14 @@ class EvaluateConfig(Section):
     models: Annotated[tuple[Address, ...], Unique] = ()
     """Reward models from elsewhere (folder, hub name, `package:` address) to compare on the prepared pairs instead of the
     run's own; the first is what the others are compared with."""
+
+    model_splits: Annotated[tuple[Literal["train", "test"], ...], Unique] = Field(default=("test",), min_length=1)
+    """Which prepared pairs `models` are compared on. Models that saw none of them can take `train,test`; validation pairs
+    are kept for their temperatures."""
+
+    trained_on: Annotated[tuple[Address, ...], Unique] = ()
+    """What `models` were trained on, as far as it is known: pair files, or run directories of scpo_ray (their training
+    pairs). Pairs whose context occurs there are left out, and counted."""
 
     dropout: bool = False
     """Leave dropout on while scoring the trained models (as published)."""

@@ -110,12 +110,50 @@ def cluster_bootstrap_mean(
     num_pairs, occupied = int(grouped.counts.sum()), grouped.num_occupied
     if occupied < 2:
         return Estimate(grouped.mean, float("nan"), float("nan"), num_pairs, occupied)
-    means = _resampled_means(grouped, num_resamples=num_resamples, seed=seed)
-    deviates = _expanded_deviates(grouped)
+    means = _resampled([grouped], num_resamples=num_resamples, seed=seed)[0]
+    deviates = _expanded_deviates(_effective_clusters(grouped))
     if method == "bca":
-        deviates = _bca_deviates(grouped, means, deviates)
+        deviates = _bca_deviates(grouped.mean, means, _left_out(grouped)[grouped.counts > 0], deviates)
     low, high = np.quantile(means, stats.norm.cdf(deviates))
     return Estimate(grouped.mean, float(low), float(high), num_pairs, occupied)
+
+
+def cluster_bootstrap_difference(
+    first: Float[Array, " first"],
+    second: Float[Array, " second"],
+    *,
+    first_clusters: Sequence[str] | Array,
+    second_clusters: Sequence[str] | Array,
+    num_resamples: int,
+    seed: int,
+) -> Estimate:
+    """Mean of `first` minus mean of `second`, other pairs, and its 95% interval (BCa).
+
+    A resample draws clusters of both together, so that a cluster which has pairs on both sides (a prompt that two
+    communities rated) moves both means at once; clusters of one side alone (annotators) leave the other as it is.
+    Percentiles are expanded as for one mean, with Welch's degrees of freedom.
+
+    Returns:
+        num_pairs counts `first`, num_clusters those of `first`; no interval where a side has fewer than two clusters.
+
+    Source: as `cluster_bootstrap_mean`; Welch (1947).
+    """
+    names = np.unique(np.concatenate([np.asarray(first_clusters, dtype=object), second_clusters]), return_inverse=True)[
+        1
+    ]
+    values = np.concatenate([first, second])
+    is_first = np.arange(len(values)) < len(first)
+    sides = [cluster_sums(values, clusters=names, mask=side) for side in (is_first, ~is_first)]
+    difference = sides[0].mean - sides[1].mean
+    num_clusters = sides[0].num_occupied
+    if min(side.num_occupied for side in sides) < 2:
+        return Estimate(difference, float("nan"), float("nan"), len(first), num_clusters)
+    means = _resampled(sides, num_resamples=num_resamples, seed=seed)
+    left_out = _left_out(sides[0]) - _left_out(sides[1])
+    deviates = _expanded_deviates(_welch_clusters(*sides))
+    differences = np.sort(means[0] - means[1])
+    low, high = np.quantile(differences, stats.norm.cdf(_bca_deviates(difference, differences, left_out, deviates)))
+    return Estimate(difference, float(low), float(high), len(first), num_clusters)
 
 
 def effective_sample_size(weights: Float[Array, " pairs"]) -> float:
@@ -124,35 +162,56 @@ def effective_sample_size(weights: Float[Array, " pairs"]) -> float:
     return float(weights.sum()) ** 2 / squares if squares else 0.0
 
 
-def _resampled_means(grouped: ClusterSums, *, num_resamples: int, seed: int) -> Float[Array, " resamples"]:
-    """The mean of every resample that drew a pair, sorted."""
+def _resampled(groups: Sequence[ClusterSums], *, num_resamples: int, seed: int) -> list[Float[Array, " resamples"]]:
+    """Each group's mean in every resample of the common clusters that drew a pair of all of them; one mean is sorted."""
     random = np.random.default_rng(seed)
-    size = len(grouped.sums)
+    size = len(groups[0].sums)
     rows = max(1, _DRAWS_AT_ONCE // size)
-    found = []
+    found: list[list[Array]] = [[] for _ in groups]
     for start in range(0, num_resamples, rows):
         drawn: Int[Array, "rows clusters"] = random.integers(0, size, (min(rows, num_resamples - start), size))
-        counts = grouped.counts[drawn].sum(axis=1)
-        sums = grouped.sums[drawn].sum(axis=1)
-        found.append(sums[counts > 0] / counts[counts > 0])
-    means: Array = np.sort(np.concatenate(found))
-    return means
+        counts = [group.counts[drawn].sum(axis=1) for group in groups]
+        drew = np.all([count > 0 for count in counts], axis=0)
+        for means, group, count in zip(found, groups, counts, strict=True):
+            means.append(group.sums[drawn].sum(axis=1)[drew] / count[drew])
+    together = [np.concatenate(means) for means in found]
+    return [np.sort(together[0])] if len(together) == 1 else together
 
 
-def _expanded_deviates(grouped: ClusterSums) -> Float[Array, " 2"]:
+def _left_out(grouped: ClusterSums) -> Float[Array, " clusters"]:
+    """The mean without each cluster in turn; unchanged where a cluster has no pair."""
+    left: Array = (grouped.sums.sum() - grouped.sums) / (grouped.counts.sum() - grouped.counts)
+    return left
+
+
+def _effective_clusters(grouped: ClusterSums) -> float:
+    """(Σn)² / Σn²: clusters of equal size that would carry as much."""
+    return float(grouped.counts.sum() ** 2 / np.square(grouped.counts).sum())
+
+
+def _welch_clusters(first: ClusterSums, second: ClusterSums) -> float:
+    """Welch's degrees of freedom plus one, from the effective clusters of both sides."""
+    variances = [side.standard_error() ** 2 for side in (first, second)]
+    freedom = [_effective_clusters(side) - 1 for side in (first, second)]
+    if not sum(variances):
+        return min(freedom) + 1
+    return sum(variances) ** 2 / sum(v**2 / f for v, f in zip(variances, freedom, strict=True)) + 1
+
+
+def _expanded_deviates(effective: float) -> Float[Array, " 2"]:
     """-z and z whose normal tails are the percentiles to take; 1.96 for very many clusters of one size."""
-    effective = grouped.counts.sum() ** 2 / np.square(grouped.counts).sum()
     z = float(stats.t.ppf(0.975, effective - 1) * np.sqrt(effective / (effective - 1)))
     return np.array([-z, z])
 
 
 def _bca_deviates(
-    grouped: ClusterSums, means: Float[Array, " resamples"], deviates: Float[Array, " 2"]
+    estimate: float,
+    resampled: Float[Array, " resamples"],
+    left_out: Float[Array, " clusters"],
+    deviates: Float[Array, " 2"],
 ) -> Float[Array, " 2"]:
     """Bias-corrected and accelerated ones; the plain ones where the resamples do not vary."""
-    below = ((means < grouped.mean).sum() + 0.5 * (means == grouped.mean).sum()) / len(means)
-    occupied = grouped.counts > 0
-    left_out = (grouped.sums.sum() - grouped.sums[occupied]) / (grouped.counts.sum() - grouped.counts[occupied])
+    below = ((resampled < estimate).sum() + 0.5 * (resampled == estimate).sum()) / len(resampled)
     deviations = left_out.mean() - left_out
     spread = np.square(deviations).sum()
     if not 0 < below < 1 or not spread:

@@ -38,7 +38,6 @@ MARKERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 ATTRIBUTES = tuple(MARKERS)
 _MAJORITY_PREFERENCES = np.array([1.0, -0.6, -0.8, 0.9, -0.7, -0.6])
-_ATTRIBUTES_TURNED = 2
 _TASTE = 0.15
 _RATING_NOISE = 0.25
 _SCORE_PER_UTILITY = 12.0
@@ -92,12 +91,13 @@ class World:
 
 
 def world(config: AtlasConfig, *, seed: int) -> World:
-    """The communities of a seed: each minority turns the majority's preference on two attributes of its own."""
+    """The communities of a seed: each minority turns the majority's preference on some attributes of its own."""
     random = np.random.default_rng([seed, 0])
     preferences = {MAJORITY: _MAJORITY_PREFERENCES}
-    for community in MINORITIES[: config.num_minorities]:
+    for index, community in enumerate(MINORITIES[: config.num_minorities]):
+        _, turned = config.of_minority(index)
         theta = _MAJORITY_PREFERENCES.copy()
-        theta[random.choice(len(ATTRIBUTES), size=_ATTRIBUTES_TURNED, replace=False)] *= -1
+        theta[random.choice(len(ATTRIBUTES), size=turned, replace=False)] *= -1
         preferences[community] = theta
     return World(preferences)
 
@@ -118,7 +118,7 @@ def read(config: AtlasConfig, *, seed: int, min_score_gap: float) -> Dataset:
     prompts = _prompts(config.num_prompts, np.random.default_rng([seed, 1]))
     truth: dict[str, dict] = {}
     for index, community in enumerate(atlas.preferences):
-        size = config.majority_annotators if community == MAJORITY else config.minority_annotators
+        size = config.majority_annotators if community == MAJORITY else config.of_minority(index - 1)[0]
         for annotator in range(size):
             random = np.random.default_rng([seed, 2, index, annotator])
             _rate(config, atlas, community, f"{community}-{annotator}", prompts, random, builder, truth, min_score_gap)

@@ -1,5 +1,6 @@
 """The evaluation's tables beside the headline, as the report reads them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,9 @@ class Evidence:
     diagnostics: Sequence[Mapping] = ()
     transfer: Sequence[Mapping] = ()
     opinions: Sequence[Mapping] = ()
+    distances: Sequence[Mapping] = ()
+    planted_distances: Mapping[str, float] = field(default_factory=dict)
+    """Community -> what `distances` would be for a perfect model of the majority; where the data knows its truth."""
     calibration: Sequence[Mapping] = ()
     """Bins: community, model, confidence, accuracy, num_pairs."""
     structure: Mapping = field(default_factory=dict)
@@ -96,6 +100,29 @@ class Evidence:
         )
 
     @property
+    def distance_words(self) -> str:
+        """Which communities differ from the majority, and by how much, in words."""
+        rows = sorted((row for row in self.distances if row["num_pairs"]), key=lambda row: -row["value"])
+        if not rows:
+            return ""
+        clear = [row for row in rows if row["low"] > 0]
+        closer = [row["community"] for row in rows if row["high"] < 0]
+        rest = [row["community"] for row in rows if row["low"] <= 0 <= row["high"]]
+        unknown = [row["community"] for row in rows if math.isnan(row["low"])]
+        sentences = [f"The global model is less accurate there than on the majority's test pairs: {_listed(clear)}."]
+        if not clear:
+            sentences = ["For no community is the global model less accurate than on the majority's own test pairs."]
+        if rest:
+            sentences.append(f"No difference is shown for {', '.join(rest)} (interval spans zero).")
+        if closer:
+            sentences.append(f"It is more accurate for {', '.join(closer)}.")
+        if unknown:
+            sentences.append(f"Nothing can be said of {', '.join(unknown)} (no interval).")
+        if clear:
+            sentences.append("Other preferences lower the accuracy, and so do annotators who contradict each other.")
+        return " ".join(sentences)
+
+    @property
     def variance_words(self) -> str:
         """What the community explains of the votes, in words."""
         variance = self.structure.get("variance", {})
@@ -114,6 +141,13 @@ class Evidence:
             f"(p = {variance['p_value']:.3f}, annotators' communities exchanged at random); the rest is between annotators "
             "of one community."
         )
+
+
+def _listed(rows: Sequence[Mapping]) -> str:
+    return ", ".join(
+        f"{row['community']} by {100 * row['value']:.1f} points [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        for row in rows
+    )
 
 
 def _share(variance: Mapping) -> float | None:

@@ -23,6 +23,7 @@ def exports(page: Page) -> Iterator[tuple[str, bytes]]:
         "diagnostics": page.evidence.diagnostics,
         "transfer": page.evidence.transfer,
         "opinions": page.evidence.opinions,
+        "distances": page.evidence.distances,
     }
     for name, rows in tables.items():
         if rows:

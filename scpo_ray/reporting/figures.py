@@ -67,6 +67,28 @@ def gains(results: Sequence[ModelResult]) -> alt.TopLevelMixin:
     )
 
 
+def distances(rows: Sequence[Mapping], planted: Mapping[str, float]) -> alt.TopLevelMixin:
+    """How far communities are from the majority. Args: rows: community, value, low, high (shares); planted: the truth."""
+    values = [
+        {"community": row["community"]}
+        | {key: None if math.isnan(row[key]) else 100 * row[key] for key in ("value", "low", "high")}
+        | {"planted": 100 * planted[row["community"]] if row["community"] in planted else None}
+        for row in rows
+    ]
+    base = alt.Chart(alt.Data(values=values))
+    y = alt.Y("community:N", sort=[row["community"] for row in rows], title=None, axis=alt.Axis(labelLimit=220))
+    layers = [
+        base.mark_rule(color=_INK, strokeWidth=1).encode(x=alt.datum(0)),
+        base.mark_rule(strokeWidth=2, color=_MARK).encode(
+            y=y, x=alt.X("low:Q", title="Points of accuracy"), x2="high:Q"
+        ),
+        base.mark_point(size=70, filled=True, color=_MARK, opacity=1).encode(y=y, x="value:Q"),
+    ]
+    if planted:
+        layers.append(base.mark_tick(thickness=3, size=18, color=_INK).encode(y=y, x="planted:Q"))
+    return alt.layer(*layers).properties(width=_WIDTH - 200, height=alt.Step(26))
+
+
 def frontier(results: Sequence[ModelResult], strategies: Sequence[str]) -> alt.TopLevelMixin:
     """Acquisition against retention: every arm of every community, and the arms' means over communities."""
     rows = [
@@ -176,13 +198,18 @@ def calibration(rows: Sequence[Mapping]) -> alt.TopLevelMixin:
     )
 
 
-def similarities(rows: Sequence[Mapping]) -> alt.TopLevelMixin:
-    """Similarity of opinion distributions. Args: rows: community, arm (label), value, low, high, in [0, 1]."""
+def by_community(rows: Sequence[Mapping], *, x_title: str) -> alt.TopLevelMixin:
+    """Estimates with intervals, one panel for each community. Args: rows: community, arm (label), value, low, high."""
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    base = alt.Chart(alt.Data(values=[dict(row) for row in rows]))
+    values = [
+        {"community": row["community"], "arm": row["arm"]}
+        | {key: None if math.isnan(row[key]) else row[key] for key in ("value", "low", "high")}
+        for row in rows
+    ]
+    base = alt.Chart(alt.Data(values=values))
     y = alt.Y("arm:N", sort=arms, title=None, axis=alt.Axis(labelLimit=170))
     lines = base.mark_rule(strokeWidth=2, color=_MARK).encode(
-        y=y, x=alt.X("low:Q", title="1 - Jensen-Shannon distance", scale=alt.Scale(zero=False)), x2="high:Q"
+        y=y, x=alt.X("low:Q", title=x_title, scale=alt.Scale(zero=False)), x2="high:Q"
     )
     dots = base.mark_point(size=50, filled=True, color=_MARK).encode(y=y, x="value:Q")
     return (

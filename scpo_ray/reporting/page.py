@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from scpo_ray.reporting import numbers
-from scpo_ray.reporting.evidence import Evidence, interval_of
+from scpo_ray.reporting.evidence import Evidence
 from scpo_ray.reporting.examples import Example, PlantedRow
 from scpo_ray.reporting.figures import to_svg
 from scpo_ray.reporting.plates import plates
-from scpo_ray.reporting.results import Kept, ModelResult, strategy_label
-from scpo_ray.reporting.summary import FEW_CLUSTERS, headline, verdict, warnings
+from scpo_ray.reporting.results import Kept, ModelResult
+from scpo_ray.reporting.summary import FEW_CLUSTERS, headline, warnings
+from scpo_ray.reporting.templating import environment
 
 
 @dataclass(frozen=True)
@@ -83,35 +82,26 @@ class Page:
 
 def render(page: Page) -> str:
     """The whole file."""
-    environment = Environment(
-        loader=PackageLoader("scpo_ray.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    formatters = (numbers.percent, numbers.points, numbers.percent_interval, numbers.points_interval, numbers.plain)
-    environment.filters |= {
-        function.__name__: function
-        for function in (*formatters, numbers.count, numbers.duration, strategy_label, verdict)
-    }
-    environment.filters["row_interval"] = lambda row: numbers.points_interval(interval_of(row))
     script = resources.files("scpo_ray.reporting").joinpath("ledger_search.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(
-        page=page,
-        script=Markup(script),
-        # The browser runs this script alone: text from data could not, even if it were not escaped.
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        summary=headline(page.results, strategy=page.strategy),
-        warnings=warnings(
-            page.results,
-            strategy=page.strategy,
-            failures=len(page.failures),
-            leaks=page.leakage_warnings,
-            comparisons=page.evidence.comparisons,
-        ),
-        plates=_drawn(page),
-        few_clusters=FEW_CLUSTERS,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            page=page,
+            script=Markup(script),
+            # The browser runs this script alone: text from data could not, even if it were not escaped.
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            summary=headline(page.results, strategy=page.strategy),
+            warnings=warnings(
+                page.results,
+                strategy=page.strategy,
+                failures=len(page.failures),
+                leaks=page.leakage_warnings,
+                comparisons=page.evidence.comparisons,
+            ),
+            plates=_drawn(page),
+            few_clusters=FEW_CLUSTERS,
+        )
     )
 
 

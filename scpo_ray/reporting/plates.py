@@ -36,6 +36,7 @@ def plates(results: Sequence[ModelResult], evidence: Evidence, *, strategies: Se
         )
         found.append(Plate("frontier", "frontier", caption, figures.frontier(results, strategies)))
     found += _curves(evidence)
+    found += _distances(evidence)
     found += _matrices(evidence, label)
     if evidence.calibration:
         caption = (
@@ -48,7 +49,9 @@ def plates(results: Sequence[ModelResult], evidence: Evidence, *, strategies: Se
         caption = (
             "Similarity of each model's option probabilities to the community's answers, mean over test questions."
         )
-        found.append(Plate("opinions", "opinions", caption, figures.similarities(rows)))
+        found.append(
+            Plate("opinions", "opinions", caption, figures.by_community(rows, x_title="1 - Jensen-Shannon distance"))
+        )
     return found
 
 
@@ -97,6 +100,20 @@ def _is_on_data_curve(point: CurvePoint, curve: Sequence[CurvePoint]) -> bool:
 
 def _bounds(estimate: Estimate) -> dict[str, float]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _distances(evidence: Evidence) -> list[Plate]:
+    rows = sorted((row for row in evidence.distances if row["num_pairs"]), key=lambda row: -row["value"])
+    if not rows:
+        return []
+    caption = (
+        "Accuracy of the global model on the majority's test pairs minus that on the community's, percentage points. "
+        "Line: 95% interval."
+    )
+    if evidence.planted_distances:
+        caption += " Bar: the planted truth, what a perfect model of the majority would show."
+    chart = figures.distances(rows, evidence.planted_distances)
+    return [Plate("distances", "distances", caption, chart)]
 
 
 def _matrices(evidence: Evidence, label: str) -> list[Plate]:

@@ -11,6 +11,7 @@ from scpo_ray.artifacts import Draft, Manifest, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, DataError
 from scpo_ray.evaluation.comparisons import COMPARISONS, comparison_rows
+from scpo_ray.evaluation.distances import DISTANCES, distance_rows
 from scpo_ray.evaluation.matrices import TRANSFER, community_structure, transfer_rows
 from scpo_ray.evaluation.measures import DIAGNOSTICS, METRICS, Measurer, diagnostics, longer_wins
 from scpo_ray.evaluation.opinions import OPINIONS, opinion_rows, option_ids
@@ -136,12 +137,14 @@ def write_tables(draft: Draft, config: Config, inputs: Inputs, scores: Mapping[M
     comparisons = comparison_rows(results.correct, results.about, references, config.evaluate, seed=config.seed)
     main = {name.community: table for name, table in scores.items() if _is_main(config, name)}
     transfer = transfer_rows({"global": inputs.global_scores, **main}, inputs.test, config.evaluate, seed=config.seed)
+    distances = distance_rows(inputs.test, inputs.majority, config.evaluate, seed=config.seed)
     for name, rows, schema in (
         ("metrics", results.metrics, METRICS),
         ("diagnostics", results.diagnostics, DIAGNOSTICS),
         ("opinions", results.opinions, OPINIONS),
         ("comparisons", comparisons, COMPARISONS),
         ("transfer", transfer, TRANSFER),
+        ("distances", distances, DISTANCES),
     ):
         draft.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
     draft.write_table("rewards.parquet", pa.concat_tables(_reward_tables(config, inputs, scores)))

@@ -7,23 +7,43 @@ import numpy as np
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.core.calibration import calibration_curve
+from scpo_ray.datasets import atlas
 from scpo_ray.records import ModelName
 from scpo_ray.reporting.evidence import CurvePoint, Evidence
 from scpo_ray.reporting.results import strategy_label
+from scpo_ray.stages import recipes
 
 
 def load_evidence(config: Config, directory: RunDirectory, trained: Mapping[ModelName, Manifest]) -> Evidence:
     """Everything in `evaluation/` that is not a reward."""
     tables = {
         name: directory.read_table(f"evaluation/{name}.parquet").to_pylist()
-        for name in ("metrics", "comparisons", "diagnostics", "transfer", "opinions")
+        for name in ("metrics", "comparisons", "diagnostics", "transfer", "opinions", "distances")
     }
     evidence = Evidence(
         **tables,
         calibration=_calibration(config, directory, trained),
         structure=directory.read_json("evaluation/communities.json"),
+        planted_distances=_planted_distances(directory),
     )
     return Evidence(**{**evidence.__dict__, "curve": _curve(config, evidence, trained)})
+
+
+def _planted_distances(directory: RunDirectory) -> dict[str, float]:
+    """Where the data knows its truth: how much less often than in the majority's test pairs the majority would choose alike."""
+    if "pair_truth.parquet" not in directory.names(recipes.PREPARED):
+        return {}
+    truth = directory.read_table("prepared/pair_truth.parquet", columns=["pair_id", "majority_utility_gap"])
+    gaps = dict(zip(truth["pair_id"].to_pylist(), truth["majority_utility_gap"].to_pylist(), strict=True))
+    pairs = directory.read_table(
+        "prepared/pairs.parquet", columns=["pair_id", "community"], filters=[("split", "=", "test")]
+    )
+    agrees: dict[str, list[float]] = {}
+    for pair_id, community in zip(pairs["pair_id"].to_pylist(), pairs["community"].to_pylist(), strict=True):
+        if pair_id in gaps:
+            agrees.setdefault(community, []).append(0.5 + 0.5 * float(np.sign(gaps[pair_id])))
+    majority = agrees.pop(atlas.MAJORITY, [])
+    return {community: float(np.mean(majority) - np.mean(values)) for community, values in agrees.items() if majority}
 
 
 def _calibration(config: Config, directory: RunDirectory, trained: Mapping[ModelName, Manifest]) -> list[dict]:

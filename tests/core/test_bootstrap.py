@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from scpo_ray.core.bootstrap import cluster_bootstrap_mean, cluster_sums, effective_sample_size
+from scpo_ray.core.bootstrap import (
+    cluster_bootstrap_difference,
+    cluster_bootstrap_mean,
+    cluster_sums,
+    effective_sample_size,
+)
 from tests import reference
 
 
@@ -180,3 +185,83 @@ def test_effective_sample_size_by_hand():
     assert effective_sample_size(np.full(7, 0.3)) == pytest.approx(7)
     assert effective_sample_size(np.array([1.0, 0.5])) == pytest.approx(1.8)  # 1.5² / 1.25
     assert effective_sample_size(np.zeros(3)) == effective_sample_size(np.zeros(0)) == 0.0
+
+
+class TestDifferenceOfTwoMeans:
+    def test_by_hand(self):
+        found = cluster_bootstrap_difference(
+            np.array([1.0, 1.0, 0.0]),
+            np.array([0.0, 1.0, 0.0, 0.0]),
+            first_clusters=["x", "y", "y"],
+            second_clusters=["u", "u", "v", "w"],
+            num_resamples=200,
+            seed=0,
+        )
+        assert found.value == pytest.approx(2 / 3 - 1 / 4)
+        assert (found.num_pairs, found.num_clusters) == (3, 2)
+        assert found.low < found.value < found.high
+
+    @pytest.mark.parametrize("shares_clusters", [True, False])
+    def test_covers_the_truth(self, shares_clusters):
+        """Means 0.8 and 0.6; a cluster's own effect is on both sides where they share it."""
+        covered = 0
+        for simulation in range(1000):
+            random = np.random.default_rng([7, simulation])
+            sides = []
+            effect = random.normal(0, 0.12, 40)
+            for mean, number in ((0.8, 40), (0.6, 25)):
+                if not shares_clusters:
+                    effect = random.normal(0, 0.12, number)
+                clusters = np.repeat(np.arange(number), 1 + random.geometric(0.3, number))
+                rate = np.clip(mean + effect, 0, 1)[clusters]
+                names = [f"{'' if shares_clusters else mean}-{cluster}" for cluster in clusters]
+                sides.append(((random.random(len(clusters)) < rate).astype(np.float64), names))
+            found = cluster_bootstrap_difference(
+                sides[0][0],
+                sides[1][0],
+                first_clusters=sides[0][1],
+                second_clusters=sides[1][1],
+                num_resamples=500,
+                seed=simulation,
+            )
+            covered += found.low <= self._truth() <= found.high
+        assert 0.93 <= covered / 1000 <= 0.97
+
+    @staticmethod
+    def _truth() -> float:
+        """Clipping at 1 pulls the higher mean down."""
+        effects = stats.norm(0, 0.12).ppf((np.arange(100_000) + 0.5) / 100_000)
+        return float(np.clip(0.8 + effects, 0, 1).mean() - np.clip(0.6 + effects, 0, 1).mean())
+
+    def test_a_prompt_on_both_sides_cancels(self):
+        """Each prompt is easy or hard for both: together the difference is known well, apart it is not."""
+        easy = np.tile([1.0, 0.0], 30)
+        names = [f"prompt {n}" for n in range(60)]
+        together = cluster_bootstrap_difference(
+            easy, easy, first_clusters=names, second_clusters=names, num_resamples=500, seed=0
+        )
+        apart = cluster_bootstrap_difference(
+            easy,
+            easy,
+            first_clusters=names,
+            second_clusters=[f"other {name}" for name in names],
+            num_resamples=500,
+            seed=0,
+        )
+        assert (together.low, together.value, together.high) == (0.0, 0.0, 0.0)
+        assert apart.high - apart.low > 0.25
+
+    def test_a_side_of_one_cluster_has_no_interval(self):
+        found = cluster_bootstrap_difference(
+            np.array([1.0, 0.0]),
+            np.array([0.0, 0.0]),
+            first_clusters=["x", "x"],
+            second_clusters=["u", "v"],
+            num_resamples=50,
+            seed=0,
+        )
+        assert found.value == 0.5 and math.isnan(found.low) and math.isnan(found.high)
+        empty = cluster_bootstrap_difference(
+            np.zeros(0), np.ones(2), first_clusters=[], second_clusters=["u", "v"], num_resamples=50, seed=0
+        )
+        assert math.isnan(empty.value) and empty.num_pairs == 0

@@ -15,6 +15,7 @@ from scpo_ray.config import Config
 from scpo_ray.core.bootstrap import Estimate
 from scpo_ray.errors import ArtifactError
 from scpo_ray.evaluation.comparisons import COMPARISONS
+from scpo_ray.evaluation.distances import DISTANCES
 from scpo_ray.evaluation.matrices import TRANSFER
 from scpo_ray.evaluation.measures import DIAGNOSTICS, METRICS
 from scpo_ray.evaluation.opinions import OPINIONS
@@ -336,6 +337,7 @@ def _evaluation_tables() -> dict[str, pa.Table]:
         "diagnostics.parquet": pa.Table.from_pylist(measures, schema=DIAGNOSTICS),
         "transfer.parquet": TRANSFER.empty_table(),
         "opinions.parquet": OPINIONS.empty_table(),
+        "distances.parquet": pa.Table.from_pylist(_distances(), schema=DISTANCES),
         "rewards.parquet": pa.Table.from_pylist(rewards, schema=EVALUATION),
     }
 
@@ -503,6 +505,12 @@ def _metrics() -> list[dict]:
     ]
 
 
+def _distances() -> list[dict]:
+    keys = ("community", "value", "low", "high", "num_pairs", "num_clusters")
+    rows = [("Brevia", 0.159, 0.114, 0.207, 474, 22), (CALDER, 0.271, NAN, NAN, 6, 1)]
+    return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
 def page_of(config: Config, failures=None) -> str:
     path = report.run(config, failures or {})
     assert path == f"{config.run_dir}/report.html"
@@ -641,6 +649,15 @@ class TestPage:
         rows = list(csv.DictReader(StringIO(directory.read_text("report/tables/metrics.csv"))))
         assert len(rows) == len(_metrics())
         assert float(rows[0]["value"]) == _metrics()[0]["value"]
+
+    def test_which_communities_differ_from_the_majority(self, config):
+        html = page_of(config)
+        assert (
+            "The global model is less accurate there than on the majority&#39;s test pairs: Brevia by 15.9 points "
+            "[11.4, 20.7]. Nothing can be said of Calder &lt;Isles&gt; (no interval). Other preferences lower the accuracy, "
+            "and so do annotators who contradict each other." in html
+        )
+        assert 'id="figure-distances"' in html
 
     def test_same_run_same_bytes(self, config):
         assert page_of(config) == page_of(config)
