@@ -3,7 +3,8 @@
 ray job submit --working-dir . -- python jobs/evaluate.py --config jobs/experiments/demo.yaml --run_dir /shared/demo
 
 python jobs/evaluate.py --run_dir runs/compare --evaluate.models ORG/MODEL_A,path/to/model_b \\
-    --prepare.datasets pair_files --prepare.pair_files.paths mine.jsonl --prepare.majority "United States"
+    --prepare.datasets pair_files --prepare.pair_files.paths mine.jsonl --prepare.majority "United States" \\
+    --evaluate.model_splits train,test --evaluate.trained_on theirs.jsonl
 """
 
 from scpo_ray.cli import load_config, run
@@ -14,8 +15,9 @@ def main() -> None:
     if config.evaluate.models:
         from scpo_ray.stages import evaluate_models
 
-        evaluate_models.run(config)
+        page = evaluate_models.run(config)
         print(evaluate_models.summary(config))
+        print(page)
         return
     from scpo_ray.stages import evaluate  # deferred: a bad config fails in milliseconds
 

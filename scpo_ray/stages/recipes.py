@@ -2,10 +2,11 @@
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from scpo_ray import models
-from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
+from scpo_ray.artifacts import Manifest, Recipe, RunDirectory, content_hash_of
 from scpo_ray.config import Arm, Config
 from scpo_ray.errors import ArtifactError, ConfigError
 from scpo_ray.records import ModelName, safe_name
@@ -147,6 +148,11 @@ def checked(run: RunDirectory, recipe: Recipe) -> Manifest:
             "--run_dir"
         )
     return manifest
+
+
+def content_of(identifiers: Iterable[str]) -> str:
+    """A hash of a set of identifiers."""
+    return content_hash_of(sorted(identifiers))
 
 
 def _sources(config: Config) -> dict[str, tuple[str, ...]]:
