@@ -138,7 +138,9 @@ class TestOverlapWithTrainingData:
         pairs = RunDirectory(every.run_dir).read_table("prepared/pairs.parquet")
         assert whole == sum(split != "validation" for split in pairs["split"].to_pylist())
 
-        theirs = write_pairs(tmp_path / "theirs.jsonl", [f"What  NOW {n} ?" for n in range(30)])  # case and spaces differ
+        theirs = write_pairs(
+            tmp_path / "theirs.jsonl", [f"What  NOW {n} ?" for n in range(30)]
+        )  # case and spaces differ
         fewer = with_evaluate(every, trained_on=(str(theirs),)).model_copy(update={"rebuild": True})
         evaluate_models.run(fewer)
         prompts = {

@@ -68,7 +68,7 @@ def test_the_planted_distances_are_those_of_the_labels(config, page):
 def test_the_report_names_the_communities_that_differ_and_no_other(page, html):
     distance = {row["community"]: row for row in page.evidence.distances}
     assert distance[ALIKE]["low"] <= 0 <= distance[ALIKE]["high"]
-    assert 0 < distance[LITTLE]["low"] and 0 < distance[MUCH]["low"]
+    assert distance[LITTLE]["low"] > 0 and distance[MUCH]["low"] > 0
     assert distance[LITTLE]["high"] < distance[MUCH]["low"], "by how much is told apart too"
     words = page.evidence.distance_words
     assert words in html
