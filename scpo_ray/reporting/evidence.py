@@ -52,13 +52,16 @@ class Evidence:
         }
 
     def against(self, reference: str, *, metric: str, arm: str) -> list[Mapping]:
-        """Comparisons of an arm with another by one metric, the pooled one first."""
-        rows = [
-            row
-            for row in self.comparisons
-            if row["against"] == reference and row["metric"] == metric and row["arm"] == arm
+        """Comparisons of an arm with another by one metric, the pooled one first; turned round where only that was tested."""
+        of_metric = [row for row in self.comparisons if row["metric"] == metric]
+        rows = [row for row in of_metric if (row["arm"], row["against"]) == (arm, reference)] or [
+            _turned(row) for row in of_metric if (row["arm"], row["against"]) == (reference, arm)
         ]
         return sorted(rows, key=lambda row: (row["community"] != ALL_COMMUNITIES, row["community"]))
+
+    def num_against(self, arm: str) -> int:
+        """How many comparisons an arm is in, with others or others with it."""
+        return sum(arm in (row["arm"], row["against"]) for row in self.comparisons)
 
     def seed_sd(self, arm: str) -> float | None:
         """Standard deviation over seeds of the arm's overall accuracy, all communities together."""
@@ -141,6 +144,18 @@ class Evidence:
             f"(p = {variance['p_value']:.3f}, annotators' communities exchanged at random); the rest is between annotators "
             "of one community."
         )
+
+
+def _turned(row: Mapping) -> dict:
+    """The same comparison told from the other side."""
+    return {
+        **row,
+        "arm": row["against"],
+        "against": row["arm"],
+        "difference": -row["difference"],
+        "low": -row["high"],
+        "high": -row["low"],
+    }
 
 
 def _listed(rows: Sequence[Mapping]) -> str:

@@ -42,7 +42,7 @@ def page(browser, report):
 
 def test_every_figure_is_drawn(page, report):
     names = {figure.get_attribute("id") for figure in page.locator("figure").all()}
-    drawn = {"gains", "frontier", "tau", "data", "compute", "transfer", "calibration"}
+    drawn = {"gains", "frontier", "tau", "data", "compute", "distances", "transfer", "calibration"}
     assert names == {f"figure-{name}" for name in drawn}
     for figure in page.locator("figure svg").all():
         box = figure.bounding_box()

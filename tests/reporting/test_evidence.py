@@ -33,3 +33,16 @@ def test_no_community_differs():
         "for Near (interval spans zero)."
     )
     assert Evidence().distance_words == ""
+
+
+def test_a_comparison_is_told_from_either_side():
+    row = {"metric": "overall", "community": "Near", "p_value": 0.03, "p_holm": 0.06, "detectable": 0.1}
+    tested = row | {"arm": "random", "against": "filter_weight", "difference": 0.02, "low": -0.01, "high": 0.05}
+    direct = row | {"arm": "filter_weight", "against": "none", "difference": -0.03, "low": -0.06, "high": 0.0}
+    evidence = Evidence(comparisons=[tested, direct])
+    (turned,) = evidence.against("random", metric="overall", arm="filter_weight")
+    assert (turned["difference"], turned["low"], turned["high"]) == (-0.02, -0.05, 0.01)
+    assert (turned["arm"], turned["p_value"], turned["p_holm"]) == ("filter_weight", 0.03, 0.06)
+    assert evidence.against("none", metric="overall", arm="filter_weight") == [direct]
+    assert evidence.against("none", metric="majority", arm="filter_weight") == []
+    assert evidence.num_against("filter_weight") == 2
