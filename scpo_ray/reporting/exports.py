@@ -91,8 +91,9 @@ def comparisons_markdown(page: Page) -> str:
             f"{row['p_holm']:.4f}",
             points(row["detectable"]).removeprefix("+"),
         )
-        for row in page.evidence.comparisons
-        if row["arm"] == page.strategy
+        for reference in ("global", *page.strategies[1:])
+        for metric in ("overall", "majority")
+        for row in page.evidence.against(reference, metric=metric, arm=page.strategy)
     ]
     header = ("Community", "On", "Against", "Difference, points", "p", "p (Holm)", "Detectable, points")
     return to_markdown(header, rows)

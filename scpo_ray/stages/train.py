@@ -139,7 +139,7 @@ def plan(config: Config, directory: RunDirectory) -> tuple[dict[ModelName, Train
         except ScpoError as error:
             outcome.failed[name] = str(error)
             continue
-        tasks[name] = _task(config, directory, recipe, name, decided[name.community])
+        tasks[name] = _task(config, directory, recipe, arm, name, decided[name.community])
     return tasks, outcome
 
 
@@ -156,7 +156,9 @@ def check_enough(community: str, num_kept: int, min_pairs: int) -> None:
         )
 
 
-def _task(config: Config, directory: RunDirectory, recipe: Recipe, name: ModelName, decided: dict) -> TrainingTask:
+def _task(
+    config: Config, directory: RunDirectory, recipe: Recipe, arm: Arm, name: ModelName, decided: dict
+) -> TrainingTask:
     annotators = pc.count_distinct(
         directory.read_table(
             "prepared/pairs.parquet",
@@ -169,7 +171,7 @@ def _task(config: Config, directory: RunDirectory, recipe: Recipe, name: ModelNa
         run_address=directory.absolute_address,
         start=StartModel(global_model_address(directory)),
         communities=(name.community,),
-        decisions=f"decisions/{name.arm}/decisions.parquet",
+        decisions=f"decisions/{arm.name}/decisions.parquet",
         config=config.train,
         format_config=config.format,
         seed=recipe.seed,
@@ -178,8 +180,8 @@ def _task(config: Config, directory: RunDirectory, recipe: Recipe, name: ModelNa
         card={
             "name": str(name),
             "community": name.community,
-            "arm": name.arm,
-            "agreement threshold": config.select.agreement_threshold,
+            "arm": arm.name,
+            "agreement threshold": arm.agreement_threshold,
             "weight temperature": config.select.weight_temperature,
             "start": "the run's global reward model",
             "data": list(config.prepare.datasets),

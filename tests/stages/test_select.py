@@ -188,6 +188,19 @@ def model_recipe(config: Config, directory: RunDirectory) -> Recipe:
     return recipes.reward_model(config, directory, config.select.arms[0], ModelName("filter_weight", "There"))
 
 
+def test_equal_steps_follow_the_offered_pairs(config):
+    """The arms of a community get the same number of items, whatever they keep; without it, each its own."""
+    directory = RunDirectory(config.run_dir)
+    equal = Config(**config.model_dump(exclude_unset=True) | {"train": {"equal_steps": True, "batching": "pairs"}})
+    manifests = select.run(equal)
+    offered = {m.name: m.statistics["communities"]["There"]["offered"]["pairs"] for m in manifests}
+    tasks, _ = train.plan(equal, directory)
+    assert {task.num_items for name, task in tasks.items()} == set(offered.values()) == {offered["decisions/none"]}
+    assert len({task.size for task in tasks.values()}) > 1
+    tasks, _ = train.plan(config, directory)
+    assert {task.num_items for task in tasks.values()} == {None}
+
+
 class TestContentHash:
     """Training is run again when, and only when, the pairs that it reads or their weights change."""
 

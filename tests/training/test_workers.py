@@ -1,13 +1,14 @@
 """What a job of many trainings reports when worker groups end early."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import ray.train
 
 from scpo_ray.errors import TrainingError
 from scpo_ray.training.task import TrainingSummary
-from scpo_ray.training.workers import TaskState, _account_for_all
+from scpo_ray.training.workers import TaskState, _account_for_all, run_tasks
 
 SUMMARY = TrainingSummary("a", 1, 1, 1, 1, 0.1, [0.5], [], 1)
 
@@ -36,3 +37,10 @@ def test_nothing_finished_is_an_error(make_task):
 def test_another_error_is_raised_as_it_is(make_task):
     with pytest.raises(ZeroDivisionError):
         _account_for_all([make_task("a")], TaskState(1), [ended_with(ZeroDivisionError())])
+
+
+def test_steps_can_follow_what_was_offered_and_not_what_was_kept(ray_cluster, make_task):
+    """Two epochs of 30 items in batches of 12 are six steps, however many items there are to learn from."""
+    task = replace(make_task("offered", epochs=2.0, batch_size=12), num_items=30)
+    state = run_tasks([task], task.config)
+    assert state.finished[task.name].num_steps == 6
