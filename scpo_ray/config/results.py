@@ -29,7 +29,11 @@ class EvaluateConfig(Section):
     """Agreement below which a test pair counts as one that the global model gets wrong."""
 
     num_resamples: int = Field(default=2000, ge=100)
-    """Bootstrap resamples behind every interval, and permutations behind every p-value."""
+    """Bootstrap resamples behind every interval."""
+
+    num_permutations: int = Field(default=10_000, ge=100)
+    """Permutations behind every p-value, which is never below 1 / (this + 1): Holm's correction multiplies it by the number
+    of comparisons."""
 
     num_label_permutations: int = Field(default=500, ge=20)
     """Exchanges of annotators' communities behind the test of whether communities differ."""

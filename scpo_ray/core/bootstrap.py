@@ -201,6 +201,7 @@ def _welch_clusters(first: ClusterSums, second: ClusterSums) -> float:
 def _expanded_deviates(effective: float) -> Float[Array, " 2"]:
     """-z and z whose normal tails are the percentiles to take; 1.96 for very many clusters of one size."""
     z = float(stats.t.ppf(0.975, effective - 1) * np.sqrt(effective / (effective - 1)))
+    z = min(z, 8.0)  # beyond it lies no resample; one cluster that holds nearly every pair would make it infinite
     return np.array([-z, z])
 
 

@@ -28,7 +28,7 @@ def paired_permutation_test(
     random ones and the observed one, so the smallest p is 1 / (num_permutations + 1) and never 0.
 
     Returns:
-        p in (0, 1]; 1 where no pair differs, NaN where there is no pair.
+        p in (0, 1]; 1 where no pair differs, NaN with pairs of fewer than two clusters.
 
     Raises:
         ValueError: a difference is NaN.
@@ -36,7 +36,7 @@ def paired_permutation_test(
     Source: Good (2005), permutation tests for paired data; Phipson & Smyth (2010), the added one.
     """
     grouped = cluster_sums(differences, clusters=clusters, mask=mask)
-    if not grouped.counts.sum():
+    if grouped.num_occupied < 2:
         return float("nan")
     sums = grouped.sums[grouped.sums != 0]
     if not len(sums):
@@ -81,12 +81,15 @@ def minimum_detectable_effect(
 
         MDE = (t_{G-1}(1 - level/2) + t_{G-1}(power)) * SE,    SE clustered
 
-    The spread of the observed differences stands for that of the differences to be found. NaN below two clusters.
+    The spread of the observed differences stands for that of the differences to be found. NaN where nothing can be found
+    or said: so few clusters that no pattern of signs is rare enough (2 / 2^G above the level: fewer than six at 5%), or
+    differences without any spread.
 
     Source: Bloom (1995), multiples of the standard error.
     """
     grouped = cluster_sums(differences, clusters=clusters, mask=mask)
     freedom = grouped.num_occupied - 1
-    if freedom < 1:
+    error = grouped.standard_error()
+    if 2 / 2**grouped.num_occupied > level or not error > 0:
         return float("nan")
-    return float((stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(power, freedom)) * grouped.standard_error())
+    return float((stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(power, freedom)) * error)

@@ -7,19 +7,29 @@ from scipy import stats
 Array = np.ndarray
 
 
-def length_correlation(rewards: Float[Array, " responses"], lengths: Int[Array, " responses"]) -> float:
-    """Spearman's rank correlation of reward and length, in [-1, 1]; NaN where either is constant or fewer than two.
+def length_correlation(margins: Float[Array, " pairs"], length_differences: Int[Array, " pairs"]) -> float:
+    """Spearman's rank correlation of reward and length within pairs, in [-1, 1]: is the longer response the dearer one?
+
+    Every pair counts both ways round, so that neither the context nor which response was chosen has a part in it.
+
+    Args:
+        margins: reward of one response minus that of the other.
+        length_differences: the same difference of their lengths.
+
+    Returns:
+        NaN where all rewards, or all lengths, are equal within pairs, or there is no pair.
 
     Raises:
-        ValueError: lengths of the arrays differ, or a reward is NaN.
+        ValueError: the arrays' sizes differ, or a margin is NaN.
     """
-    if len(rewards) != len(lengths):
-        raise ValueError(f"{len(rewards)} rewards, {len(lengths)} lengths")
-    if np.isnan(rewards).any():
-        raise ValueError(f"{int(np.isnan(rewards).sum())} of {len(rewards)} rewards are NaN")
-    if len(rewards) < 2 or np.ptp(rewards) == 0 or np.ptp(lengths) == 0:
+    if len(margins) != len(length_differences):
+        raise ValueError(f"{len(margins)} margins, {len(length_differences)} length differences")
+    if np.isnan(margins).any():
+        raise ValueError(f"{int(np.isnan(margins).sum())} of {len(margins)} margins are NaN")
+    if not np.any(margins) or not np.any(length_differences):
         return float("nan")
-    return float(stats.spearmanr(rewards, lengths).statistic)
+    both_ways = (np.concatenate([values, -values]) for values in (margins, length_differences))
+    return float(stats.spearmanr(*both_ways).statistic)
 
 
 def matched_length_mask(

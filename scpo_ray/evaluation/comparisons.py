@@ -18,6 +18,7 @@ COMPARISONS = pa.schema(
         ("community", pa.string()),
         ("metric", pa.string()),  # overall, majority
         ("difference", pa.float64()),  # accuracy of the arm minus that of the other, mean over replicates
+        ("seed_sd", pa.float64()),  # standard deviation of the difference over replicates; null with one
         ("low", pa.float64()),
         ("high", pa.float64()),
         ("p_value", pa.float64()),  # paired permutation of whole clusters
@@ -45,7 +46,7 @@ def compare(
         "low": estimate.low,
         "high": estimate.high,
         "p_value": paired_permutation_test(
-            differences, clusters=pairs.clusters, num_permutations=config.num_resamples, seed=seed
+            differences, clusters=pairs.clusters, num_permutations=config.num_permutations, seed=seed
         ),
         "detectable": minimum_detectable_effect(differences, clusters=pairs.clusters),
         "num_pairs": estimate.num_pairs,
@@ -54,7 +55,7 @@ def compare(
 
 
 def comparison_rows(
-    correct: Mapping[tuple[str, str], Mapping[str, np.ndarray]],
+    correct: Mapping[tuple[str, str], Mapping[str, Sequence[np.ndarray]]],
     pairs: Mapping[tuple[str, str], PairSet],
     references: Sequence[str],
     config: EvaluateConfig,
@@ -64,7 +65,7 @@ def comparison_rows(
     """Rows of COMPARISONS: every arm against every reference, per community and metric.
 
     Args:
-        correct: (community, metric) -> arm (or `global`) -> correctness per pair, mean over replicates.
+        correct: (community, metric) -> arm (or `global`) -> correctness per pair, one array for each replicate.
         pairs: (community, metric) -> the pairs that these arrays are about.
         references: the arms to compare with; those that a community lacks are left out.
     """
@@ -75,9 +76,22 @@ def comparison_rows(
                 if arm in (reference, "global") or reference not in by_arm:
                     continue
                 of_pair = pairs[community, metric]
-                result = compare(of_pair, by_arm[arm], by_arm[reference], config, seed=seed)
-                rows.append({"arm": arm, "against": reference, "community": community, "metric": metric, **result})
+                ours, theirs = by_arm[arm], by_arm[reference]
+                result = compare(of_pair, np.mean(ours, axis=0), np.mean(theirs, axis=0), config, seed=seed)
+                rows.append(
+                    {"arm": arm, "against": reference, "community": community, "metric": metric}
+                    | {**result, "seed_sd": _seed_sd(ours, theirs)}
+                )
     return _with_holm(rows)
+
+
+def _seed_sd(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float | None:
+    """Replicates of the same number share their seed; an arm with one, such as `global`, is the same for all."""
+    number = max(len(ours), len(theirs))
+    if number < 2 or not len(ours[0]) or {len(ours), len(theirs)} - {1, number}:
+        return None
+    means = [float(np.mean(ours[n % len(ours)]) - np.mean(theirs[n % len(theirs)])) for n in range(number)]
+    return float(np.std(means, ddof=1))
 
 
 def _with_holm(rows: Sequence[dict]) -> list[dict]:

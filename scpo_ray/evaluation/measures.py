@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from scpo_ray.config import EvaluateConfig
 from scpo_ray.core import calibration, length
-from scpo_ray.core.bootstrap import Estimate, cluster_bootstrap_mean
+from scpo_ray.core.bootstrap import Estimate, cluster_bootstrap_difference, cluster_bootstrap_mean
 from scpo_ray.evaluation.pairs import PairSet
 
 METRICS = pa.schema(
@@ -59,11 +59,27 @@ class Measurer:
         parts = (("overall", None), ("acquisition", is_wrong), ("retention", ~is_wrong), ("matched_length", matched))
         for metric, mask in parts:
             yield from self._part(pairs, correct, mask, metric)
-        # The mean of acquisition and retention: flipping every prediction raises the one and ruins the other.
-        sizes = np.where(is_wrong, is_wrong.sum(), (~is_wrong).sum())
         if is_wrong.any() and (~is_wrong).any():
-            balanced = [values * len(values) / (2 * sizes) for values in correct]
-            yield from self._part(pairs, balanced, None, "balanced")
+            yield self._balanced(pairs, correct, is_wrong)
+
+    def _balanced(self, pairs: PairSet, correct: Sequence[np.ndarray], is_wrong: np.ndarray) -> dict:
+        """The mean of acquisition and retention: flipping every prediction raises the one and ruins the other.
+
+        It is (1 + x) / 2 with x = acquisition - (1 - retention), a difference of two means over common clusters.
+        """
+        mean = np.mean(correct, axis=0)
+        difference = cluster_bootstrap_difference(
+            mean[is_wrong],
+            1 - mean[~is_wrong],
+            first_clusters=pairs.clusters[is_wrong],
+            second_clusters=pairs.clusters[~is_wrong],
+            num_resamples=self._config.num_resamples,
+            seed=self._seed,
+        )
+        value, low, high = ((1 + number) / 2 for number in (difference.value, difference.low, difference.high))
+        estimate = Estimate(value, low, high, len(pairs), len(set(pairs.clusters.tolist())))
+        means = [float(values[is_wrong].mean() + values[~is_wrong].mean()) / 2 for values in correct]
+        return _row("balanced", estimate, means)
 
     def _gains(self, pairs: PairSet, correct: Sequence[np.ndarray], metric: str) -> list[dict]:
         return self._part(pairs, [values - pairs.global_correct for values in correct], None, metric)
@@ -76,20 +92,22 @@ class Measurer:
         means = [
             float(np.mean(values if mask is None else values[mask])) for values in replicates if estimate.num_pairs
         ]
-        return [
-            {
-                "metric": metric,
-                **asdict(estimate),
-                "num_seeds": len(replicates),
-                "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-            }
-        ]
+        return [_row(metric, estimate, means, num_seeds=len(replicates))]
 
     def estimate(self, pairs: PairSet, values: np.ndarray, mask: np.ndarray | None = None) -> Estimate:
         """Mean and clustered interval."""
         return cluster_bootstrap_mean(
             values, clusters=pairs.clusters, num_resamples=self._config.num_resamples, seed=self._seed, mask=mask
         )
+
+
+def _row(metric: str, estimate: Estimate, means: Sequence[float], *, num_seeds: int | None = None) -> dict:
+    return {
+        "metric": metric,
+        **asdict(estimate),
+        "num_seeds": len(means) if num_seeds is None else num_seeds,
+        "seed_sd": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+    }
 
 
 def diagnostics(test: PairSet, validation: PairSet | None, scores: pa.Table) -> dict[str, float]:
@@ -101,8 +119,7 @@ def diagnostics(test: PairSet, validation: PairSet | None, scores: pa.Table) -> 
     temperature = float("nan")
     if validation is not None and len(validation):
         temperature = calibration.fit_temperature(validation.margins(scores))
-    chosen, rejected = test.rewards(scores)
-    rewards, lengths = np.concatenate([chosen, rejected]), np.concatenate(test.lengths)
+    chosen, rejected = test.lengths
     return {
         "mean_margin": float(margins.mean()) if len(margins) else float("nan"),
         "share_of_ties": float((margins == 0).mean()) if len(margins) else float("nan"),
@@ -112,7 +129,7 @@ def diagnostics(test: PairSet, validation: PairSet | None, scores: pa.Table) -> 
         "calibration_error_at_temperature": calibration.expected_calibration_error(margins / temperature)
         if np.isfinite(temperature)
         else float("nan"),
-        "length_correlation": length.length_correlation(rewards, lengths),
+        "length_correlation": length.length_correlation(margins, chosen - rejected),
     }
 
 

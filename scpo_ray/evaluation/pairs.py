@@ -21,11 +21,13 @@ class PairSet:
         name: whose they are, for messages.
         table: columns pair_id, community, annotator_id, prompt_group, chosen_id, rejected_id.
         global_scores: the SCORES columns of the ruler, for all of their responses.
+        lengths_of: columns response_id, length: characters of the response alone, the same for every model.
     """
 
     name: str
     table: pa.Table
     global_scores: pa.Table
+    lengths_of: pa.Table
 
     def __len__(self) -> int:
         return len(self.table)
@@ -79,20 +81,26 @@ class PairSet:
 
     @cached_property
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """(chosen, rejected) tokens of context and response as the ruler reads them; contexts are equal within a pair."""
+        """(chosen, rejected) characters of the responses."""
         return tuple(
-            _by_id(self.global_scores, "num_tokens", self.table[side]).astype(np.int64)
+            _by_id(self.lengths_of, "length", self.table[side]).astype(np.int64)
             for side in ("chosen_id", "rejected_id")
         )  # type: ignore[return-value]
 
     def of(self, community: str) -> "PairSet":
         """One community's part."""
-        return PairSet(community, self.table.filter(pc.equal(self.table["community"], community)), self.global_scores)
+        table = self.table.filter(pc.equal(self.table["community"], community))
+        return PairSet(community, table, self.global_scores, self.lengths_of)
 
 
 def pooled(name: str, sets: Sequence[PairSet]) -> PairSet:
     """All of them as one, in their order."""
-    return PairSet(name, pa.concat_tables([pairs.table for pairs in sets]), sets[0].global_scores)
+    return PairSet(name, pa.concat_tables([pairs.table for pairs in sets]), sets[0].global_scores, sets[0].lengths_of)
+
+
+def response_lengths(responses: pa.Table) -> pa.Table:
+    """Characters of each response. Args: responses: columns response_id, response."""
+    return pa.table({"response_id": responses["response_id"], "length": pc.utf8_length(responses["response"])})
 
 
 def _by_id(scores: pa.Table, column: str, identifiers: pa.ChunkedArray) -> np.ndarray:

@@ -15,7 +15,7 @@ from scpo_ray.evaluation.distances import DISTANCES, distance_rows
 from scpo_ray.evaluation.matrices import TRANSFER, community_structure, transfer_rows
 from scpo_ray.evaluation.measures import DIAGNOSTICS, METRICS, Measurer, diagnostics, longer_wins
 from scpo_ray.evaluation.opinions import OPINIONS, opinion_rows, option_ids
-from scpo_ray.evaluation.pairs import PairSet, pooled
+from scpo_ray.evaluation.pairs import PairSet, pooled, response_lengths
 from scpo_ray.records import ALL_COMMUNITIES, EVALUATION, OPTION_SHARES, ModelName
 from scpo_ray.runtime import connect, progress_bar
 from scpo_ray.stages import recipes
@@ -94,20 +94,22 @@ def load_inputs(config: Config, directory: RunDirectory) -> Inputs:
         shares = directory.read_table("prepared/option_shares.parquet", filters=pc.field("split") != "train")
     needed = {*pairs["chosen_id"].to_pylist(), *pairs["rejected_id"].to_pylist(), *shares["response_id"].to_pylist()}
     scores = scores.filter(pc.is_in(scores["response_id"], pa.array(sorted(needed), pa.string())))
+    responses = directory.read_table("prepared/responses.parquet", columns=["response_id", "response"])
+    lengths = response_lengths(responses.filter(pc.is_in(responses["response_id"], scores["response_id"])))
     by_split = {
         split: {
-            community: PairSet(community, part, scores)
+            community: PairSet(community, part, scores, lengths)
             for community, part in _by_community(pairs.filter(pc.equal(pairs["split"], split)))
         }
         for split in ("validation", "test")
     }
     for community in known:  # one without test pairs has NaN for every figure, and the others are measured
-        by_split["test"].setdefault(community, PairSet(community, pairs.slice(0, 0), scores))
+        by_split["test"].setdefault(community, PairSet(community, pairs.slice(0, 0), scores, lengths))
     of_majority = pairs.filter(
         pc.and_(pc.equal(pairs["split"], "test"), pc.is_in(pairs["community"], pa.array(majority)))
     )
     return Inputs(
-        by_split["test"], by_split["validation"], PairSet("the majority", of_majority, scores), scores, shares
+        by_split["test"], by_split["validation"], PairSet("the majority", of_majority, scores, lengths), scores, shares
     )
 
 
@@ -161,8 +163,8 @@ class _Results:
         self.opinions: list[dict] = []
         self.about: dict[tuple[str, str], PairSet] = {}
         """(community, metric) -> the pairs."""
-        self.correct: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        """(community, metric) -> arm -> correctness per pair, mean over replicates."""
+        self.correct: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
+        """(community, metric) -> arm -> correctness per pair, one array per replicate; without the points of curves."""
         self._by_replicate: dict[str, dict[str, dict[str, list[np.ndarray]]]] = {"overall": {}, "majority": {}}
         """metric -> community -> arm -> correctness per pair, one array per replicate."""
 
@@ -202,7 +204,9 @@ class _Results:
         for metric, pairs in (("overall", own), ("majority", self._inputs.majority)):
             self.about[own.name, metric] = pairs
             self.correct[own.name, metric] = {
-                arm: np.mean(replicates, axis=0) for arm, replicates in by_arm[metric].items()
+                arm: replicates
+                for arm, replicates in by_arm[metric].items()
+                if arm in ("global", *self._config.select.strategies)
             }
 
     def _diagnose(self, arm: str, community: str, replicate: int, values: Mapping[str, float]) -> None:

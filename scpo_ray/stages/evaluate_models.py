@@ -18,7 +18,7 @@ from scpo_ray.evaluation.comparisons import COMPARISONS, comparison_rows
 from scpo_ray.evaluation.matrices import TRANSFER
 from scpo_ray.evaluation.measures import DIAGNOSTICS, diagnostics
 from scpo_ray.evaluation.overlap import Overlap, training_contexts, without_overlap
-from scpo_ray.evaluation.pairs import PairSet, pooled
+from scpo_ray.evaluation.pairs import PairSet, pooled, response_lengths
 from scpo_ray.records import ALL_COMMUNITIES
 from scpo_ray.reporting.evidence import estimate_of
 from scpo_ray.reporting.model_page import ModelPage, render_models
@@ -37,6 +37,7 @@ class _Inputs:
 
     measured: pa.Table
     validation: pa.Table
+    lengths_of: pa.Table
     about: str
     """Which pairs they are, in words."""
 
@@ -124,16 +125,22 @@ def _inputs(config: Config, directory: RunDirectory, seen: set[str]) -> _Inputs:
             f"{directory.path('prepared')}: no pairs in {' and '.join(splits)}; raise prepare.test_fraction, or see "
             "evaluate.model_splits"
         )
-    overlap = Overlap(measured, 0)
+    responses = directory.read_table("prepared/responses.parquet", columns=["response_id", "context", "response"])
+    overlap, validation = Overlap(measured, 0), pairs.filter(pc.equal(pairs["split"], "validation"))
     if seen:
-        responses = directory.read_table("prepared/responses.parquet", columns=["response_id", "context"])
         context_of = dict(zip(responses["response_id"].to_pylist(), responses["context"].to_pylist(), strict=True))
         overlap = without_overlap(measured, context_of, seen)
+        validation = without_overlap(validation, context_of, seen).pairs
+        if not len(overlap.pairs):
+            raise DataError(
+                f"evaluate.trained_on: the contexts of all {len(measured)} pairs occur there, so nothing is left to "
+                "measure; evaluate on pairs that the models were not trained on"
+            )
     about = (
         f"{len(overlap.pairs):,} of {len(pairs):,} prepared pairs ({' and '.join(splits)}; see evaluate.model_splits). "
         f"{overlap.words or _unknown(config)}"
     )
-    return _Inputs(overlap.pairs, pairs.filter(pc.equal(pairs["split"], "validation")), about.strip())
+    return _Inputs(overlap.pairs, validation, response_lengths(responses), about)
 
 
 def _unknown(config: Config) -> str:
@@ -145,19 +152,22 @@ def _unknown(config: Config) -> str:
 def _tables(config: Config, inputs: _Inputs, scores: dict[str, pa.Table]) -> dict[str, pa.Table]:
     """accuracy (columns TRANSFER), comparisons with the first model, diagnostics."""
     first = next(iter(scores))
-    whole, held_out = (PairSet(ALL_COMMUNITIES, part, scores[first]) for part in (inputs.measured, inputs.validation))
+    whole, held_out = (
+        PairSet(ALL_COMMUNITIES, part, scores[first], inputs.lengths_of)
+        for part in (inputs.measured, inputs.validation)
+    )
     communities = sorted(set(inputs.measured["community"].to_pylist()))
     sets = [whole.of(name) for name in communities]
     if len(sets) > 1:
         sets.append(pooled(ALL_COMMUNITIES, sets))
     accuracy: list[dict] = []
     measured: list[dict] = []
-    correct: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    correct: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
     for pairs in sets:
         of_community = held_out if pairs.name == ALL_COMMUNITIES else held_out.of(pairs.name)
         for model, table in scores.items():
             values = pairs.correct(table)
-            correct.setdefault((pairs.name, "overall"), {})[model] = values
+            correct.setdefault((pairs.name, "overall"), {})[model] = [values]
             estimate = cluster_bootstrap_mean(
                 values, clusters=pairs.clusters, num_resamples=config.evaluate.num_resamples, seed=config.seed
             )

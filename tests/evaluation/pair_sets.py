@@ -9,20 +9,24 @@ from scpo_ray.evaluation.pairs import PairSet
 from scpo_ray.records import SCORES
 
 
-def scores_of(rewards: dict[str, float], lengths: dict[str, int] | None = None) -> pa.Table:
+def scores_of(rewards: dict[str, float]) -> pa.Table:
     """SCORES of responses by id."""
     columns = {
         "response_id": list(rewards),
         "model_hash": ["by hand"] * len(rewards),
         "reward": np.array(list(rewards.values()), dtype=np.float32),
-        "num_tokens": [(lengths or {}).get(name, 10) for name in rewards],
+        "num_tokens": [10] * len(rewards),
         "truncated": [False] * len(rewards),
     }
     return pa.table(columns, schema=SCORES)
 
 
 def pair_set(
-    margins: Sequence[float], *, annotators: Sequence[str | None] | None = None, name: str = "Here"
+    margins: Sequence[float],
+    *,
+    annotators: Sequence[str | None] | None = None,
+    name: str = "Here",
+    lengths: dict[str, int] | None = None,
 ) -> PairSet:
     """Pairs whose ruler has these margins; pair n is (c n, r n), its rejected response has reward 0."""
     size = len(margins)
@@ -35,7 +39,9 @@ def pair_set(
         "rejected_id": [f"r{n}" for n in range(size)],
     }
     table = pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()})
-    return PairSet(name, table, scores_of(rewards_with(margins)))
+    rewards = rewards_with(margins)
+    lengths_of = {"response_id": list(rewards), "length": [(lengths or {}).get(response, 10) for response in rewards]}
+    return PairSet(name, table, scores_of(rewards), pa.table(lengths_of))
 
 
 def rewards_with(margins: Sequence[float]) -> dict[str, float]:

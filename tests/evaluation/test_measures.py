@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from scpo_ray.config import EvaluateConfig
@@ -10,7 +11,7 @@ from scpo_ray.core.calibration import fit_temperature
 from scpo_ray.errors import DataError
 from scpo_ray.evaluation.comparisons import compare
 from scpo_ray.evaluation.measures import Measurer, diagnostics, longer_wins
-from scpo_ray.evaluation.pairs import PairSet, pooled
+from scpo_ray.evaluation.pairs import pooled, response_lengths
 from tests.evaluation.pair_sets import pair_set, rewards_with, scores_of
 
 CONFIG = EvaluateConfig(num_resamples=200)
@@ -48,6 +49,8 @@ def test_every_metric_by_hand():
 def test_the_global_model_by_construction():
     found = values(measure("global", RULER))
     assert (found["acquisition"], found["retention"], found["balanced"]) == (0.0, 1.0, 0.5)
+    (balanced,) = [row for row in measure("global", RULER) if row["metric"] == "balanced"]
+    assert (balanced["low"], balanced["high"]) == (0.5, 0.5), "whatever share of a resample it gets right"
     assert "overall_gain" not in found and "majority_gain" not in found
     flipped = values(measure("filter", tuple(-margin for margin in RULER)))
     assert (flipped["acquisition"], flipped["retention"], flipped["balanced"]) == (1.0, 0.0, 0.5)
@@ -101,15 +104,18 @@ def test_a_model_that_scores_everything_equal():
     assert values(measure("none", (0.0,) * 5))["overall"] == 0.5
 
 
-def test_length_is_that_of_tokens():
+def test_length_is_that_of_the_response_alone():
     lengths = {f"c{n}": 12 for n in range(5)} | {f"r{n}": 10 + n for n in range(5)}
-    pairs = pair_set(RULER)
-    longer = PairSet("Here", pairs.table, scores_of(rewards_with(RULER), lengths))
+    longer = pair_set(RULER, lengths=lengths)
     assert longer_wins(longer) == (1 + 1 + 0.5 + 0 + 0) / 5
     correct = [longer.global_correct]
     rows = Measurer(longer, longer, CONFIG, seed=0).rows("global", own=correct, majority=correct)
     (matched,) = [row for row in rows if row["metric"] == "matched_length"]
     assert matched["num_pairs"] == 3  # 12 against 11, 12 and 13
+    found = diagnostics(longer, None, scores_of(rewards_with((2.0, 1.0, 0.0, -1.0, -2.0))))
+    assert found["length_correlation"] == pytest.approx(1.0)
+    texts = pa.table({"response_id": ["x", "y"], "response": ["äöü", "two words"]})
+    assert response_lengths(texts)["length"].to_pylist() == [3, 9]
 
 
 def test_a_reward_that_is_no_number_stops_with_the_pair():
