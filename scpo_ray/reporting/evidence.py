@@ -23,6 +23,8 @@ class CurvePoint:
     """Of all its trainings: 6 x non-embedding parameters x tokens."""
     estimates: Mapping[str, Estimate]
     """By metric."""
+    num_seeds: int = 1
+    """Trainings that the estimates are means over."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,32 @@ class Evidence:
         ]
         return sorted(rows, key=lambda row: (row["community"] != ALL_COMMUNITIES, row["community"]))
 
-    def num_against(self, arm: str) -> int:
-        """How many comparisons an arm is in, with others or others with it."""
-        return sum(arm in (row["arm"], row["against"]) for row in self.comparisons)
+    def num_against(self, references: Sequence[str], *, arm: str) -> int:
+        """How many comparisons with these references there are to show."""
+        metrics = ("overall", "majority")
+        return sum(len(self.against(name, metric=metric, arm=arm)) for name in references for metric in metrics)
+
+    def worst(self, arm: str) -> tuple[str, float, float] | None:
+        """(community, its overall accuracy, how far the best community's is above it); None with fewer than two."""
+        found = {
+            row["community"]: row["value"]
+            for row in self.metrics
+            if row["arm"] == arm and row["metric"] == "overall" and row["num_pairs"]
+        }
+        found.pop(ALL_COMMUNITIES, None)
+        if len(found) < 2:
+            return None
+        name = min(found, key=found.__getitem__)
+        return name, found[name], max(found.values()) - found[name]
+
+    @property
+    def ties(self) -> list[tuple[str, str]]:
+        """(arm, community) whose model scores everything equal."""
+        return [
+            (row["arm"], row["community"])
+            for row in self.diagnostics
+            if row["measure"] == "share_of_ties" and row["value"] == 1.0
+        ]
 
     def seed_sd(self, arm: str) -> float | None:
         """Standard deviation over seeds of the arm's overall accuracy, all communities together."""
@@ -93,6 +118,8 @@ class Evidence:
             f"{whole.line} trains on {whole.num_pairs / full.num_pairs:.0%} of the pairs of full fine-tuning, at "
             f"{whole.training_flops / full.training_flops:.0%} of its training compute (without scoring the pairs once)."
         )
+        if whole.num_seeds != min(point.num_seeds for point in main):
+            words += f" Full data: means over {whole.num_seeds} seeds; smaller shares: one seed each."
         reached = next((point for point in main if point.estimates["overall"].value >= goal), None)
         if reached is None:
             return f"{words} At no measured share of the data does it reach full fine-tuning's overall accuracy."
@@ -131,13 +158,12 @@ class Evidence:
         variance = self.structure.get("variance", {})
         share = _share(variance)
         if share is None:
-            why = (
-                "the data are aggregates without annotators"
-                if not self.structure.get("has_annotators")
-                else ("no pair has votes of two communities")
-            )
+            why = "no pair has several votes of two communities, or all votes are alike"
+            if not self.structure.get("has_annotators"):
+                why = "the data are aggregates without annotators"
             return f"How much the community explains of single votes cannot be told: {why}."
         verdict = "more than chance would" if variance["p_value"] <= 0.05 else "no more than chance might"
+        share = max(share, 0.0)  # the estimate of a component may fall below zero, the component cannot
         return (
             f"On pairs that several communities voted on ({variance['num_votes']:,} votes on {variance['num_items']:,} "
             f"pairs), the community explains {100 * share:.1f}% of the variance of votes, {verdict} "

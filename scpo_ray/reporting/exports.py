@@ -4,9 +4,9 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 
-from scpo_ray.reporting.evidence import estimate_of, interval_of
+from scpo_ray.reporting.evidence import CurvePoint, estimate_of, interval_of
 from scpo_ray.reporting.figures import to_png, to_svg
-from scpo_ray.reporting.numbers import count, percent, percent_interval, points, points_interval
+from scpo_ray.reporting.numbers import count, p_value, percent, percent_interval, points, points_interval
 from scpo_ray.reporting.page import Page
 from scpo_ray.reporting.plates import plates
 from scpo_ray.reporting.results import strategy_label
@@ -24,6 +24,11 @@ def exports(page: Page) -> Iterator[tuple[str, bytes]]:
         "transfer": page.evidence.transfer,
         "opinions": page.evidence.opinions,
         "distances": page.evidence.distances,
+        "curves": [_curve_row(point) for point in page.evidence.curve],
+        "selection": [
+            {"arm": arm, "community": community, **kept.__dict__} for (arm, community), kept in page.kept.items()
+        ],
+        "agreement": _agreement_rows(page.evidence.structure),
     }
     for name, rows in tables.items():
         if rows:
@@ -32,6 +37,23 @@ def exports(page: Page) -> Iterator[tuple[str, bytes]]:
         yield "tables/headline.md", headline_markdown(page).encode()
     if page.evidence.comparisons:
         yield "tables/comparisons.md", comparisons_markdown(page).encode()
+
+
+def _curve_row(point: CurvePoint) -> dict:
+    overall = point.estimates["overall"]
+    row = {key: getattr(point, key) for key in ("arm", "threshold", "training_share", "num_pairs", "training_flops")}
+    return row | {"num_seeds": point.num_seeds, "overall": overall.value, "low": overall.low, "high": overall.high}
+
+
+def _agreement_rows(structure: Mapping) -> list[dict]:
+    """Pairs of communities with votes on the same pairs."""
+    names = structure.get("communities", ())
+    return [
+        {"community": first, "other": second, "agreement": value, "shared_pairs": structure["shared_pairs"][i][j]}
+        for i, first in enumerate(names)
+        for j, second in enumerate(names)
+        if (value := structure["agreement"][i][j]) is not None
+    ]
 
 
 def to_csv(rows: Sequence[Mapping]) -> str:
@@ -64,6 +86,7 @@ def headline_markdown(page: Page) -> str:
 
 def model_markdown(page: Page, *, arm: str, community: str) -> str:
     """One model's metrics with intervals, and who is behind them, for its card."""
+    of_model = [row for row in page.evidence.metrics if (row["arm"], row["community"]) == (arm, community)]
     rows = [
         (
             row["metric"].replace("_", " "),
@@ -73,10 +96,16 @@ def model_markdown(page: Page, *, arm: str, community: str) -> str:
             else percent_interval(estimate_of(row)),
             f"{count(row['num_pairs'])} ({count(row['num_clusters'])})",
         )
-        for row in page.evidence.metrics
-        if row["arm"] == arm and row["community"] == community
+        for row in of_model
     ]
-    return to_markdown(("Accuracy", "Value", "95% interval", "Pairs (annotators or prompts)"), rows)
+    table = to_markdown(("Accuracy", "Value", "95% interval", "Pairs (annotators or prompts)"), rows)
+    deviation = next((row["seed_sd"] for row in of_model if row["metric"] == "overall"), None)
+    if deviation is None:
+        return table
+    return (
+        f"{table}\nMeans over {page.num_seeds} models that differ in their seed alone, of which this is one; standard "
+        f"deviation of overall accuracy over them: {points(deviation).removeprefix('+')} points.\n"
+    )
 
 
 def comparisons_markdown(page: Page) -> str:
@@ -87,8 +116,8 @@ def comparisons_markdown(page: Page) -> str:
             row["metric"],
             strategy_label(row["against"]),
             f"{points(row['difference'])} {points_interval(interval_of(row))}",
-            f"{row['p_value']:.4f}",
-            f"{row['p_holm']:.4f}",
+            p_value(row["p_value"]),
+            p_value(row["p_holm"]),
             points(row["detectable"]).removeprefix("+"),
         )
         for reference in ("global", *page.strategies[1:])

@@ -16,7 +16,18 @@ from scpo_ray.reporting.results import ModelResult, strategy_label
 _INK, _SOFT, _LINE, _MARK = "#1b1d1f", "#5b6066", "#d9dcdf", "#1c5d99"
 _FONT = "Arial, Liberation Sans, Helvetica, sans-serif"  # what the widths are measured with
 _WIDTH = 720
-_SHAPES = ["circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "triangle-right", "triangle-left"]
+_SHAPES = [
+    "circle",
+    "square",
+    "cross",
+    "diamond",
+    "triangle-up",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+    "wedge",
+    "arrow",
+]
 
 
 def to_svg(chart: alt.TopLevelMixin) -> str:

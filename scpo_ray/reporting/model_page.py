@@ -10,7 +10,7 @@ from scpo_ray.core.bootstrap import Estimate
 from scpo_ray.records import ALL_COMMUNITIES
 from scpo_ray.reporting import figures
 from scpo_ray.reporting.evidence import interval_of
-from scpo_ray.reporting.numbers import points, points_interval
+from scpo_ray.reporting.numbers import p_value, points, points_interval
 from scpo_ray.reporting.summary import FEW_CLUSTERS, verdict
 from scpo_ray.reporting.templating import environment
 
@@ -68,13 +68,15 @@ class ModelPage:
 
 def _said(row: Mapping) -> str:
     gain = interval_of(row)
-    what = f"{points(gain.value)} points {points_interval(gain)}, p after Holm {row['p_holm']:.3f}"
-    side = verdict(gain)
-    if side in ("above", "below"):
-        return f"{row['arm']} is {'better' if side == 'above' else 'worse'} than {row['against']}: {what}."
-    if side == "none":
+    if verdict(gain) == "none":
         return f"{row['arm']} against {row['against']}: {points(gain.value)} points, without an interval."
+    what = f"{points(gain.value)} points {points_interval(gain)}, p after Holm {p_value(row['p_holm'])}"
+    if row["p_holm"] <= _LEVEL:
+        return f"{row['arm']} is {'better' if gain.value > 0 else 'worse'} than {row['against']}: {what}."
     return f"No difference is shown between {row['arm']} and {row['against']}: {what}."
+
+
+_LEVEL = 0.05
 
 
 def render_models(page: ModelPage) -> str:

@@ -24,6 +24,13 @@ def plain(value: float | None) -> str:
     return NONE if value is None or math.isnan(value) else f"{value:.2f}".replace("-", "−")
 
 
+def p_value(value: float | None) -> str:
+    """0.0312 -> 0.031; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def has_interval(estimate: Estimate) -> bool:
     """Whether the bootstrap had at least two clusters."""
     return not (math.isnan(estimate.low) or math.isnan(estimate.high))

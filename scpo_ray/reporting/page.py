@@ -91,13 +91,14 @@ def render(page: Page) -> str:
             script=Markup(script),
             # The browser runs this script alone: text from data could not, even if it were not escaped.
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            summary=headline(page.results, strategy=page.strategy),
+            summary=headline(page.results, strategy=page.strategy, comparisons=page.evidence.comparisons),
             warnings=warnings(
                 page.results,
                 strategy=page.strategy,
                 failures=len(page.failures),
                 leaks=page.leakage_warnings,
                 comparisons=page.evidence.comparisons,
+                ties=page.evidence.ties,
             ),
             plates=_drawn(page),
             few_clusters=FEW_CLUSTERS,

@@ -71,7 +71,9 @@ def _curves(evidence: Evidence) -> list[Plate]:
             for metric, label in _METRICS.items()
             if metric in point.estimates
         ]
-        caption = "Accuracy over all communities against the filter's threshold. Bars: 95% intervals."
+        caption = (
+            f"Accuracy over all communities against the filter's threshold. Bars: 95% intervals.{_seeds(by_threshold)}"
+        )
         found.append(Plate("tau", "curves", caption, figures.curve(rows, x_title="τ, the filter's threshold")))
     shares = [point for point in evidence.curve if _is_on_data_curve(point, evidence.curve)]
     if len({point.training_share for point in shares}) > 1:
@@ -85,11 +87,22 @@ def _curves(evidence: Evidence) -> list[Plate]:
             ]
             caption = (
                 f"Overall accuracy over all communities against {title[0].lower()}{title[1:]}. Bars: 95% intervals."
+                f"{_seeds(shares)}"
             )
             found.append(
                 Plate(name, "curves", caption, figures.curve(rows, x_title=title, x_format=x_format, log_x=True))
             )
     return found
+
+
+def _seeds(points: Sequence[CurvePoint]) -> str:
+    most = max(points, key=lambda point: point.num_seeds)
+    if most.num_seeds == 1:
+        return ""
+    return (
+        f" The arms of the tables are means over {most.num_seeds} seeds, the curve's other points one seed each; no bar "
+        "holds the noise of seeds."
+    )
 
 
 def _is_on_data_curve(point: CurvePoint, curve: Sequence[CurvePoint]) -> bool:

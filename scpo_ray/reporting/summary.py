@@ -21,8 +21,12 @@ def verdict(estimate: Estimate) -> Verdict:
     return "above" if estimate.low > 0 else "below" if estimate.high < 0 else "spans"
 
 
-def headline(results: Sequence[ModelResult], *, strategy: str) -> str:
-    """The main strategy's gains and losses as one paragraph; the controls' averages beside them."""
+def headline(results: Sequence[ModelResult], *, strategy: str, comparisons: Sequence[Mapping] = ()) -> str:
+    """The main strategy's gains and losses as one paragraph; the controls' averages beside them.
+
+    Args:
+        comparisons: rows of the comparisons' table; what is left of the intervals' verdicts after Holm's correction.
+    """
     main = [result for result in results if result.strategy == strategy]
     if not main:
         return (
@@ -30,7 +34,7 @@ def headline(results: Sequence[ModelResult], *, strategy: str) -> str:
             "nothing about gains or losses."
         )
     sentences = [_only(main[0])] if len(main) == 1 else [_counts(main), _mean_and_worst(main)]
-    sentences += [_majority(main), _controls(main, results)]
+    sentences += [_after_holm(main, comparisons), _majority(main), _controls(main, results)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -77,6 +81,24 @@ def _counts(main: Sequence[ModelResult]) -> str:
     return f"{subject} {_clauses(clauses)}."
 
 
+def _after_holm(main: Sequence[ModelResult], comparisons: Sequence[Mapping]) -> str:
+    """How many of the gains and losses are beyond chance once the number of tests is corrected for."""
+    clear = [result.community for result in main if verdict(result.of("overall_gain")) in ("above", "below")]
+    corrected = {
+        row["community"]: row["p_holm"]
+        for row in comparisons
+        if (row["arm"], row["against"], row["metric"]) == (main[0].strategy, "global", "overall")
+    }
+    if not clear or not corrected:
+        return ""
+    left = [name for name in clear if corrected.get(name, 1.0) <= _LEVEL]
+    if len(left) == len(clear):
+        return f"Corrected for the number of tests (Holm), {'this holds' if len(clear) == 1 else 'all of these hold'}."
+    holds = f"only {_names(left)} {'holds' if len(left) == 1 else 'hold'}" if left else "none of it holds"
+    return f"Corrected for the number of tests (Holm), {holds}."
+
+
+_LEVEL = 0.05
 _LONE = "test pairs of fewer than two annotators or prompts"
 
 
@@ -143,10 +165,20 @@ def warnings(
     failures: int,
     leaks: Sequence[str] = (),
     comparisons: Sequence[Mapping] = (),
+    ties: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
-    """What a reader must know before believing the main strategy's numbers, most serious first."""
+    """What a reader must know before believing the main strategy's numbers, most serious first.
+
+    Args:
+        ties: (arm, community) whose model gives every pair equal rewards.
+    """
     main = [result for result in results if result.strategy == strategy]
-    found = []
+    found = [
+        f"The {'global model' if arm == 'global' else f'model of {strategy_label(arm)}'} gives all pairs of {community} "
+        "equal rewards: its 50% is no measurement, and what is compared with it is none either."
+        for arm, community in ties
+        if arm in ("global", strategy)
+    ]
     if failures:
         found.append(
             f"{failures} {'models are' if failures > 1 else 'model is'} missing; the reasons are listed below."
@@ -174,6 +206,8 @@ def warnings(
     return found + _too_small_to_show(spans, comparisons)
 
 
+_TOO_FEW = 6
+"""Below this many clusters no pattern of signs is rarer than 5%."""
 _LARGE_EFFECT = 0.05
 """Differences of accuracy that a sample cannot show are worth a warning from here on."""
 
@@ -185,12 +219,16 @@ def _too_small_to_show(spans: Sequence[ModelResult], comparisons: Sequence[Mappi
         for row in comparisons
         if row["against"] == "global" and row["metric"] == "overall"
     }
-    return [
-        f"{result.community}: its {result.of('overall_gain').num_clusters} {result.cluster_unit} in the test pairs cannot "
-        f"show a difference of less than {100 * smallest:.1f} points (80% power, 5% level)."
-        for result in spans
-        if (smallest := detectable.get((result.community, result.strategy), 0.0)) >= _LARGE_EFFECT
-    ]
+    found = []
+    for result in spans:
+        size = result.of("overall_gain").num_clusters
+        smallest = detectable.get((result.community, result.strategy), 0.0)
+        who = f"{result.community}: its {size} {result.cluster_unit} in the test pairs cannot show"
+        if size < _TOO_FEW:
+            found.append(f"{who} any difference at the 5% level.")
+        elif smallest >= _LARGE_EFFECT:
+            found.append(f"{who} a difference of less than {100 * smallest:.1f} points (80% power, 5% level).")
+    return found
 
 
 def leakage_warnings(leakage: Mapping[str, Mapping[str, float]], *, split_by: str) -> list[str]:

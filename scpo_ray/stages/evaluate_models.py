@@ -22,6 +22,7 @@ from scpo_ray.evaluation.pairs import PairSet, pooled, response_lengths
 from scpo_ray.records import ALL_COMMUNITIES
 from scpo_ray.reporting.evidence import estimate_of
 from scpo_ray.reporting.model_page import ModelPage, render_models
+from scpo_ray.reporting.numbers import p_value, percent, percent_interval, points
 from scpo_ray.runtime import connect, progress_bar
 from scpo_ray.stages import prepare, recipes
 from scpo_ray.stages.scoring_job import ModelToScore, score_models
@@ -219,10 +220,10 @@ def summary(config: Config) -> str:
     }
     lines = []
     for row in directory.read_table(f"{NAME}/accuracy.parquet").to_pylist():
-        line = f"{row['community']}: {row['model']}: {100 * row['value']:.1f}% [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        line = f"{row['community']}: {row['model']}: {percent(row['value'])} {percent_interval(estimate_of(row))}"
         other = against.get((row["model"], row["community"]))
         if other is not None:
-            line += f", {100 * other['difference']:+.1f} points against {other['against']} (p after Holm {other['p_holm']:.3f})"
+            line += f", {points(other['difference'])} points against {other['against']} (p after Holm {p_value(other['p_holm'])})"
         lines.append(f"{line}, {row['num_pairs']} pairs")
     lines.append(str(directory.require(NAME, job="evaluate").statistics["pairs"]))
     return "\n".join(lines)

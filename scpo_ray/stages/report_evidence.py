@@ -94,6 +94,7 @@ def _curve(config: Config, evidence: Evidence, trained: Mapping[ModelName, Manif
                     for manifest in manifests
                 ),
                 estimates=estimates,
+                num_seeds=len({name.replicate for name in trained if name.arm == arm.name}),
             )
         )
     mains = (config.select.strategy, "none")

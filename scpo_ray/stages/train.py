@@ -12,6 +12,7 @@ from scpo_ray.runtime import Bar, connect, progress_bar
 from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.prepare import check_known
+from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.task import StartModel, TrainingTask
 from scpo_ray.training.workers import TaskState, run_tasks
 
@@ -185,6 +186,7 @@ def _task(
             "weight temperature": config.select.weight_temperature,
             "start": "the run's global reward model",
             "data": list(config.prepare.datasets),
+            "licence of the data": licence_of(config.prepare.datasets),
             "training annotators": annotators or "aggregates, no annotators",
             "effective sample size": decided["effective_sample_size"],
         },

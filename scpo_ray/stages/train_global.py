@@ -14,6 +14,7 @@ from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import REFERENCE
 from scpo_ray.stages.prepare import check_known
 from scpo_ray.stages.train import show_progress
+from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.task import StartModel, TrainingTask
 from scpo_ray.training.workers import run_tasks
 
@@ -87,6 +88,7 @@ def plan(config: Config, directory: RunDirectory, *, other: bool = False) -> Tra
             "communities": communities,
             "start": config.train_global.model or "from scratch",
             "data": list(config.prepare.datasets),
+            "licence of the data": licence_of(config.prepare.datasets),
         },
     )
 

@@ -41,7 +41,8 @@ def pair_set(
     table = pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()})
     rewards = rewards_with(margins)
     lengths_of = {"response_id": list(rewards), "length": [(lengths or {}).get(response, 10) for response in rewards]}
-    return PairSet(name, table, scores_of(rewards), pa.table(lengths_of))
+    schema = pa.schema([("response_id", pa.string()), ("length", pa.int64())])
+    return PairSet(name, table, scores_of(rewards), pa.table(lengths_of, schema=schema))
 
 
 def rewards_with(margins: Sequence[float]) -> dict[str, float]:

@@ -2,7 +2,10 @@
 
 import math
 
-from scpo_ray.reporting.evidence import Evidence
+import pytest
+
+from scpo_ray.core.bootstrap import Estimate
+from scpo_ray.reporting.evidence import CurvePoint, Evidence
 
 
 def distance(community: str, value: float, low: float, high: float, num_pairs: int = 50) -> dict:
@@ -45,4 +48,83 @@ def test_a_comparison_is_told_from_either_side():
     assert (turned["arm"], turned["p_value"], turned["p_holm"]) == ("filter_weight", 0.03, 0.06)
     assert evidence.against("none", metric="overall", arm="filter_weight") == [direct]
     assert evidence.against("none", metric="majority", arm="filter_weight") == []
-    assert evidence.num_against("filter_weight") == 2
+    assert evidence.num_against(["none", "random", "global"], arm="filter_weight") == 2
+
+
+def metric(arm: str, community: str, value: float, seed_sd: float | None = None) -> dict:
+    row = {"arm": arm, "community": community, "metric": "overall", "value": value, "low": 0.0, "high": 1.0}
+    return row | {"num_pairs": 9, "num_clusters": 9, "num_seeds": 1, "seed_sd": seed_sd}
+
+
+def test_the_worst_community_and_the_gap_to_the_best():
+    rows = [metric("none", "A", 0.6), metric("none", "B", 0.75), metric("none", "all communities", 0.5)]
+    name, accuracy, gap = Evidence(metrics=rows).worst("none")
+    assert (name, accuracy) == ("A", 0.6) and gap == pytest.approx(0.15)
+    assert Evidence(metrics=rows[:1]).worst("none") is None
+
+
+def test_seed_noise_is_that_of_all_communities_together():
+    rows = [
+        metric("none", "A", 0.6, 0.02),
+        metric("none", "B", 0.7, 0.03),
+        metric("none", "all communities", 0.65, 0.01),
+    ]
+    assert Evidence(metrics=rows).seed_sd("none") == 0.01
+    assert Evidence(metrics=rows).seed_sd("filter") is None
+
+
+def point(arm: str, share: float, num_pairs: int, flops: float, accuracy: float, num_seeds: int = 1) -> CurvePoint:
+    line = "full fine-tuning" if arm.startswith("none") else "SCPO"
+    return CurvePoint(arm, line, 0.7, share, num_pairs, flops, {"overall": Estimate(accuracy, 0, 1, 9, 9)}, num_seeds)
+
+
+class TestEfficiency:
+    FULL = point("none", 1, 400, 8e12, 0.62)
+
+    def test_pairs_and_compute_to_reach_full_fine_tuning(self):
+        curve = [
+            self.FULL,
+            point("filter_weight", 1, 240, 6e12, 0.65),
+            point("filter_weight-share-0.5", 0.5, 120, 3e12, 0.63),
+        ]
+        words = Evidence(curve=[*curve, point("filter_weight-tau-0.5", 1, 50, 1e12, 0.7)]).efficiency
+        assert words == (
+            "SCPO trains on 60% of the pairs of full fine-tuning, at 75% of its training compute (without scoring the pairs "
+            "once). It reaches full fine-tuning's overall accuracy with 120 pairs per community (30%) and 3.0e+12 FLOP "
+            "(38%); the points' intervals overlap where the plot shows it."
+        )
+
+    def test_never_reached_and_unequal_seeds(self):
+        curve = [
+            self.FULL,
+            point("filter_weight", 1, 240, 6e12, 0.6, 3),
+            point("filter_weight-share-0.5", 0.5, 120, 3e12, 0.5),
+        ]
+        words = Evidence(curve=curve).efficiency
+        assert "Full data: means over 3 seeds; smaller shares: one seed each." in words
+        assert words.endswith("At no measured share of the data does it reach full fine-tuning's overall accuracy.")
+
+    def test_nothing_to_compare(self):
+        assert Evidence(curve=[self.FULL]).efficiency == ""
+
+
+VARIANCE = {"between": 0.02, "within": 0.18, "num_votes": 1200, "num_items": 300, "p_value": 0.004}
+
+
+class TestVariance:
+    def words(self, **changes: object) -> str:
+        return Evidence(structure={"has_annotators": True, "variance": {**VARIANCE, **changes}}).variance_words
+
+    def test_share_and_verdict(self):
+        assert (
+            "the community explains 10.0% of the variance of votes, more than chance would (p = 0.004" in self.words()
+        )
+        assert "no more than chance might (p = 0.400" in self.words(p_value=0.4)
+        assert "explains 0.0% of the variance" in self.words(between=-0.001), "no component is below zero"
+
+    def test_what_cannot_be_told(self):
+        assert self.words(between=None).endswith(
+            "no pair has several votes of two communities, or all votes are alike."
+        )
+        aggregates = Evidence(structure={"has_annotators": False, "variance": {}}).variance_words
+        assert aggregates.endswith("the data are aggregates without annotators.")

@@ -146,6 +146,18 @@ class TestHeadline:
         assert headline(results, strategy="none").startswith("Full fine-tuning raised overall accuracy in all 2")
 
 
+class TestHolm:
+    def said(self, *p_values: float) -> str:
+        row = {"arm": MAIN, "against": "global", "metric": "overall"}
+        rows = [row | {"community": name, "p_holm": p} for name, p in zip("AB", p_values, strict=True)]
+        return headline([result("A", UP), result("B", DOWN)], strategy=MAIN, comparisons=rows)
+
+    def test_what_is_left_after_correction(self):
+        assert "Corrected for the number of tests (Holm), all of these hold." in self.said(0.01, 0.05)
+        assert "Corrected for the number of tests (Holm), only B holds." in self.said(0.06, 0.02)
+        assert "Corrected for the number of tests (Holm), none of it holds." in self.said(0.2, NAN)
+
+
 class TestWarnings:
     def test_every_kind(self):
         results = [result("A", FLAT), result("B", LONE, num_clusters=1), result("C", UP, num_clusters=7)]
@@ -156,6 +168,26 @@ class TestWarnings:
             "Fewer than 10 clusters behind the intervals of C (7 annotators): with so few, a bootstrap interval is "
             "narrower than it should be.",
             "The interval of the overall gain spans zero for A: neither a gain nor a loss is shown there.",
+        ]
+
+    def test_a_model_that_scores_everything_equal(self):
+        found = warnings(
+            [result("A", DOWN)], strategy=MAIN, failures=0, ties=[("global", "A"), (MAIN, "A"), ("none", "A")]
+        )
+        assert found == [
+            "The global model gives all pairs of A equal rewards: its 50% is no measurement, and what is compared with it is "
+            "none either.",
+            "The model of SCPO (filter + weight) gives all pairs of A equal rewards: its 50% is no measurement, and what is "
+            "compared with it is none either.",
+        ]
+
+    def test_what_a_sample_cannot_show(self):
+        row = {"arm": MAIN, "against": "global", "metric": "overall", "p_holm": 1.0}
+        rows = [row | {"community": "A", "detectable": NAN}, row | {"community": "B", "detectable": 0.062}]
+        results = [result("A", FLAT, num_clusters=4), result("B", FLAT, num_clusters=12)]
+        assert warnings(results, strategy=MAIN, failures=0, comparisons=rows)[-2:] == [
+            "A: its 4 annotators in the test pairs cannot show any difference at the 5% level.",
+            "B: its 12 annotators in the test pairs cannot show a difference of less than 6.2 points (80% power, 5% level).",
         ]
 
     def test_nothing_to_warn_of(self):
