@@ -265,3 +265,46 @@ class TestDifferenceOfTwoMeans:
             np.zeros(0), np.ones(2), first_clusters=[], second_clusters=["u", "v"], num_resamples=50, seed=0
         )
         assert math.isnan(empty.value) and empty.num_pairs == 0
+
+    def test_matches_scipy(self):
+        """Every pair its own cluster is the plain two-sample bootstrap, but for the sizes of the sides, which are drawn too."""
+        random = np.random.default_rng(8)
+        first, second = random.exponential(size=80), random.normal(size=60)
+        found = cluster_bootstrap_difference(
+            first,
+            second,
+            first_clusters=[f"x{n}" for n in range(80)],
+            second_clusters=[f"y{n}" for n in range(60)],
+            num_resamples=20_000,
+            seed=0,
+        )
+        expected = stats.bootstrap(
+            (first, second),
+            lambda x, y, axis: x.mean(axis) - y.mean(axis),
+            n_resamples=20_000,
+            method="BCa",
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.03)
+        welch = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+        assert found.high - found.low == pytest.approx(welch.high - welch.low, rel=0.06)
+
+
+def test_one_cluster_that_holds_nearly_everything():
+    """No crash, and the interval is as wide as what the two clusters say."""
+    values = np.concatenate([np.ones(1000), np.zeros(1)])
+    found = cluster_bootstrap_mean(values, clusters=["x"] * 1000 + ["y"], num_resamples=200, seed=0)
+    assert found.low == 0.0 and found.high == 1.0
+
+
+def test_intervals_of_a_part_cover_the_truth():
+    """Accuracy under a mask that depends on the pair (what the ruler gets wrong): how much of it is drawn is chance too."""
+    covered = 0
+    for simulation in range(1000):
+        random = np.random.default_rng([11, simulation])
+        clusters = np.repeat(np.arange(40), 1 + random.geometric(0.2, 40))
+        mask = random.random(len(clusters)) < random.beta(2, 4, 40)[clusters]
+        correct = (random.random(len(clusters)) < random.beta(5, 5, 40)[clusters]).astype(np.float64)
+        found = cluster_bootstrap_mean(correct, clusters=clusters, num_resamples=500, seed=simulation, mask=mask)
+        covered += found.low <= 0.5 <= found.high
+    assert 0.93 <= covered / 1000 <= 0.97

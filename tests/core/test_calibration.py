@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
+from sklearn.calibration import calibration_curve as calibration_curve_of_sklearn
 from sklearn.linear_model import LogisticRegression
 
 from scpo_ray.core.calibration import (
@@ -84,3 +85,22 @@ def test_values_where_nothing_can_be_fitted():
     for function in (fit_temperature, expected_calibration_error):
         with pytest.raises(ValueError, match="1 of 2 reward margins are not finite"):
             function(np.array([np.nan, 1.0]))
+
+
+def test_the_adaptive_error_by_hand():
+    """Confidences .6 .7 | .8 .9 in two bins of equal mass: half right of .65, all right of .85."""
+    margins = np.array([logit(0.6), -logit(0.7), logit(0.8), logit(0.9)])
+    assert expected_calibration_error(margins, num_bins=2, bins="mass") == pytest.approx((0.15 + 0.15) / 2)
+    assert expected_calibration_error(margins, num_bins=1, bins="mass") == pytest.approx(0.0)  # 0.75 of 0.75
+
+
+def test_the_curve_matches_scikit_learn():
+    margins = np.random.default_rng(4).normal(0.5, 2, 400)
+    confidence = expit(np.abs(margins))
+    for bins, strategy in (("width", "uniform"), ("mass", "quantile")):
+        # scikit-learn's uniform bins lie in [0, 1]: twenty of them have our ten in their upper half
+        number = 20 if bins == "width" else 10
+        accuracy, predicted = calibration_curve_of_sklearn(margins > 0, confidence, n_bins=number, strategy=strategy)
+        found = calibration_curve(margins, num_bins=10, bins=bins)
+        assert [row[0] for row in found] == pytest.approx(predicted.tolist())
+        assert [row[1] for row in found] == pytest.approx(accuracy.tolist())

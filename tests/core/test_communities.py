@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 
 from scpo_ray.core.communities import Votes, agreement_matrix, community_variance
 
@@ -101,3 +103,20 @@ def test_nothing_to_compare():
     assert math.isnan(aggregates.within) and math.isnan(aggregates.p_value)
     with pytest.raises(ValueError, match="different lengths"):
         Votes(np.zeros(2, dtype=int), np.zeros(1, dtype=int), np.zeros(2, dtype=int), np.zeros(2))
+
+
+def test_components_match_statsmodels_analysis_of_variance():
+    """One item: the mean squares of a one-way analysis, and between = (MSB - MSW) / n0."""
+    random = np.random.default_rng(6)
+    communities = np.repeat([0, 1, 2], [9, 14, 6])
+    values = (random.random(29) < np.array([0.2, 0.6, 0.8])[communities]).astype(int)
+    votes = votes_from(
+        [(0, community, n, value) for n, (community, value) in enumerate(zip(communities, values, strict=True))]
+    )
+    data = {"value": values.astype(float), "community": communities}
+    squares = anova_lm(ols("value ~ C(community)", data=data).fit())["mean_sq"]
+    sizes = np.bincount(communities)
+    n0 = (29 - (sizes**2).sum() / 29) / 2
+    found = community_variance(votes, num_permutations=5, seed=0)
+    assert found.within == pytest.approx(squares["Residual"])
+    assert found.between == pytest.approx((squares["C(community)"] - squares["Residual"]) / n0)

@@ -12,6 +12,7 @@ from scpo_ray.errors import DataError
 from scpo_ray.evaluation.comparisons import compare
 from scpo_ray.evaluation.measures import Measurer, diagnostics, longer_wins
 from scpo_ray.evaluation.pairs import pooled, response_lengths
+from scpo_ray.stages.evaluate import Inputs, check_test_pairs
 from tests.evaluation.pair_sets import pair_set, rewards_with, scores_of
 
 CONFIG = EvaluateConfig(num_resamples=200)
@@ -137,6 +138,17 @@ def test_pooled_pairs_keep_their_order_and_annotators():
     both = pooled("all", [first, second])
     assert both.table["community"].to_pylist() == ["A", "B", "B"]
     assert both.clusters.tolist() == ["x", "x", "g1"]
+
+
+def test_nothing_to_measure_is_said_before_anything_is_scored():
+    pairs, empty = pair_set((1.0,)), pair_set(())
+    scores, shares = pairs.global_scores, pa.table({})
+    measured = Inputs({"Here": empty, "There": pairs}, {}, pairs, scores, shares)
+    check_test_pairs(measured, ["Here", "There"])  # one of two without test pairs stops nobody
+    with pytest.raises(DataError, match=r"^Here: no test pairs, nothing to measure; raise prepare\.test_fraction$"):
+        check_test_pairs(measured, ["Here"])
+    with pytest.raises(DataError, match=r"^the majority has no test pairs"):
+        check_test_pairs(Inputs({"There": pairs}, {}, empty, scores, shares), ["There"])
 
 
 def test_a_community_without_test_pairs_has_no_figures_and_stops_nobody():
