@@ -28,8 +28,9 @@ def length_correlation(margins: Float[Array, " pairs"], length_differences: Int[
         raise ValueError(f"{int(np.isnan(margins).sum())} of {len(margins)} margins are NaN")
     if not np.any(margins) or not np.any(length_differences):
         return float("nan")
-    both_ways = (np.concatenate([values, -values]) for values in (margins, length_differences))
-    return float(stats.spearmanr(*both_ways).statistic)
+    margins_both_ways = np.concatenate([margins, -margins])
+    differences_both_ways = np.concatenate([length_differences, -length_differences])
+    return float(stats.spearmanr(margins_both_ways, differences_both_ways).statistic)
 
 
 def matched_length_mask(
