@@ -25,8 +25,8 @@ _SHAPES = [
     "triangle-down",
     "triangle-right",
     "triangle-left",
-    "wedge",
-    "arrow",
+    "M-1,-1L1,1L1,-1L-1,1Z",  # a bow tie
+    "M0,-1.2L0.35,-0.35L1.2,0L0.35,0.35L0,1.2L-0.35,0.35L-1.2,0L-0.35,-0.35Z",  # a star
 ]
 
 
@@ -113,20 +113,20 @@ def frontier(results: Sequence[ModelResult], strategies: Sequence[str]) -> alt.T
         if result.of("acquisition").num_pairs and result.of("retention").num_pairs
     ]
     labels = [strategy_label(strategy) for strategy in strategies]
-    legend = alt.Legend(title=None, orient="right", symbolSize=90)
+    legend = alt.Legend(title=None, orient="right", symbolSize=110, symbolOpacity=1)
     shape = alt.Shape("arm:N", scale=alt.Scale(domain=labels, range=_SHAPES[: len(labels)]), legend=legend)
-    color = alt.Color("arm:N", scale=alt.Scale(domain=labels, scheme="viridis"), legend=legend)
+    color = alt.Color("arm:N", scale=alt.Scale(domain=labels, scheme="tableau10"), legend=legend)
     x = alt.X("retention:Q", title="Retention, %", scale=alt.Scale(zero=False))
     y = alt.Y("acquisition:Q", title="Acquisition, %", scale=alt.Scale(zero=False))
     base = alt.Chart(alt.Data(values=rows))
-    single = base.mark_point(size=36, opacity=0.45).encode(x=x, y=y, shape=shape, color=color)
-    mean = base.mark_point(size=190, filled=True, stroke=_INK, strokeWidth=1).encode(
+    single = base.mark_point(size=30, opacity=0.3).encode(x=x, y=y, shape=shape, color=color)
+    mean = base.mark_point(size=210, filled=True, opacity=1, stroke=_INK, strokeWidth=1).encode(
         x=alt.X("mean(retention):Q", title="Retention, %"),
         y=alt.Y("mean(acquisition):Q", title="Acquisition, %"),
         shape=shape,
         color=color,
     )
-    return alt.layer(single, mean).properties(width=_WIDTH - 220, height=330)
+    return alt.layer(single, mean).properties(width=_WIDTH - 180, height=400)
 
 
 def curve(

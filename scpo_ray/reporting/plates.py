@@ -45,7 +45,8 @@ def plates(results: Sequence[ModelResult], evidence: Evidence, *, strategies: Se
         )
         found.append(Plate("calibration", "calibration", caption, figures.calibration(evidence.calibration)))
     if evidence.opinions:
-        rows = [{**row, "arm": strategy_label(row["arm"])} for row in evidence.opinions]
+        of_curves = {point.arm for point in evidence.curve} - set(strategies)
+        rows = [{**row, "arm": strategy_label(row["arm"])} for row in evidence.opinions if row["arm"] not in of_curves]
         caption = (
             "Similarity of each model's option probabilities to the community's answers, mean over test questions."
         )

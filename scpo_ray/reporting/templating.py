@@ -1,5 +1,7 @@
 """Templates of self-contained pages: texts from data are always escaped, nothing is loaded from elsewhere."""
 
+from pathlib import PurePosixPath
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scpo_ray.reporting import numbers
@@ -22,5 +24,6 @@ def environment() -> Environment:
         function.__name__: function
         for function in (*formatters, numbers.p_value, numbers.count, numbers.duration, strategy_label, verdict)
     }
+    made.filters["file_name"] = lambda address: PurePosixPath(address).name
     made.filters["row_interval"] = lambda row: numbers.points_interval(interval_of(row))
     return made
