@@ -92,8 +92,9 @@ def test_the_others_are_compared_with_the_first(config, folders, ray_cluster):
     assert {row["arm"] for row in rows} == {str(folders["encoder"]), str(folders["equal"])}
     assert all(row["p_value"] <= row["p_holm"] <= 1 for row in rows)
     shown = evaluate_models.summary(config).splitlines()
-    assert len(shown) == 9
-    assert sum("points against" in line for line in shown) == 6
+    of_models, about = shown[:-1], shown[-1]
+    assert len(of_models) == 9 and sum("points against" in line for line in of_models) == 6
+    assert about == RunDirectory(config.run_dir).require("model_evaluation", job="evaluate").statistics["pairs"]
 
 
 def test_a_second_run_scores_nothing_and_another_model_is_refused(config, ray_cluster):

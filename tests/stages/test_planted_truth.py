@@ -35,7 +35,7 @@ def config(ray_cluster, tmp_path_factory) -> Config:
         },
         format={"max_tokens": 96},
         train_global={"epochs": 5, "learning_rate": 1e-3},
-        train={"epochs": 2, "learning_rate": 3e-4},
+        train={"epochs": 8, "learning_rate": 3e-4},  # after 2 the community that differs most has learned a fifth of it
         evaluate={"num_resamples": 1000},
     )
     pipeline.run(config)
@@ -96,9 +96,11 @@ def test_distances_are_as_large_as_planted(config, page):
 
 def test_gains_follow_what_was_planted(page):
     gain = {result.community: result.of("overall_gain") for result in page.main_results}
-    assert gain[MUCH].low > 0, "where much differs there is much to learn"
+    planted = page.evidence.planted_distances
     assert gain[ALIKE].low <= 0, "no gain is claimed where nothing differs"
-    assert gain[MUCH].value > gain[LITTLE].value > gain[ALIKE].value
+    assert gain[LITTLE].low > 0 and gain[LITTLE].high < gain[MUCH].low, "where more differs there is more to learn"
+    for community in (LITTLE, MUCH):
+        assert planted[community] / 2 < gain[community].value < planted[community], "and no more than was planted"
 
 
 def test_warnings_fire_for_the_communities_made_too_small(page, html):
