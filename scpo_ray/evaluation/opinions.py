@@ -22,6 +22,9 @@ OPINIONS = pa.schema(
         ("value", pa.float64()),  # mean similarity over test questions (and replicates)
         ("low", pa.float64()),  # 95%, by groups of near-duplicate questions
         ("high", pa.float64()),
+        ("gain", pa.float64()),  # mean difference from the global model on the same questions; null for itself
+        ("gain_low", pa.float64()),
+        ("gain_high", pa.float64()),
         ("num_questions", pa.int64()),
         ("num_clusters", pa.int64()),
         ("temperature", pa.float64()),  # reward units, mean over replicates; null for baselines without a model
@@ -77,18 +80,19 @@ def opinion_rows(
     validation = questions(shares, community=community, split="validation")
     if not test or not validation:
         return []
-    rows = []
+    by_arm, temperatures = {}, {}
     for arm, replicates in arms.items():
         found = [_similarities(test, validation, _by_option(scores), name=arm) for scores in replicates]
-        values = np.mean([similarities for similarities, _ in found], axis=0)
-        temperature = float(np.mean([temperature for _, temperature in found]))
-        rows.append(_row(arm, community, test, values, config, seed) | {"temperature": temperature})
-    uniform = np.array([_similarity(np.full(len(q.shares), 1 / len(q.shares)), q) for q in test])
-    rows.append(_row("uniform", community, test, uniform, config, seed))
-    asked, similar = _majority_baseline(test, shares, [name for name in majority if name != community])
-    if asked:
-        rows.append(_row("majority", community, asked, np.array(similar), config, seed))
-    return rows
+        by_arm[arm] = np.mean([similarities for similarities, _ in found], axis=0)
+        temperatures[arm] = float(np.mean([temperature for _, temperature in found]))
+    by_arm["uniform"] = np.array([_similarity(np.full(len(q.shares), 1 / len(q.shares)), q) for q in test])
+    by_arm["majority"] = _majority_baseline(test, shares, [name for name in majority if name != community])
+    return [
+        _row(arm, community, test, values, None if arm == "global" else by_arm["global"], config, seed)
+        | {"temperature": temperatures.get(arm)}
+        for arm, values in by_arm.items()
+        if not np.isnan(values).all()
+    ]
 
 
 def _similarities(
@@ -111,32 +115,46 @@ def _similarity(probabilities: np.ndarray, question: Question) -> float:
     return 1.0 - jensen_shannon_distance(probabilities, question.shares)
 
 
-def _majority_baseline(
-    test: Sequence[Question], shares: pa.Table, majority: Sequence[str]
-) -> tuple[list[Question], list[float]]:
-    """The questions that the majority answered too, and how alike its mean distribution is."""
+def _majority_baseline(test: Sequence[Question], shares: pa.Table, majority: Sequence[str]) -> np.ndarray:
+    """How alike the majority's mean distribution is, per question; NaN for those that it was not asked."""
     of_majority: dict[str, list[Question]] = {}
     for name in majority:
         for question in questions(shares, community=name, split="test"):
             of_majority.setdefault(question.prompt_id, []).append(question)
-    asked, similar = [], []
-    for question in test:
+    similar = np.full(len(test), np.nan)
+    for row, question in enumerate(test):
         answers = [dict(zip(q.options, q.shares, strict=True)) for q in of_majority.get(question.prompt_id, ())]
         if answers:
             mean = np.array([np.mean([answer[option] for answer in answers]) for option in question.options])
-            asked.append(question)
-            similar.append(_similarity(mean / mean.sum(), question))
-    return asked, similar
+            similar[row] = _similarity(mean / mean.sum(), question)
+    return similar
 
 
 def _row(
-    arm: str, community: str, asked: Sequence[Question], values: np.ndarray, config: EvaluateConfig, seed: int
+    arm: str,
+    community: str,
+    test: Sequence[Question],
+    values: np.ndarray,
+    of_global: np.ndarray | None,
+    config: EvaluateConfig,
+    seed: int,
 ) -> dict:
-    estimate = asdict(
-        cluster_bootstrap_mean(values, clusters=[q.group for q in asked], num_resamples=config.num_resamples, seed=seed)
-    )
+    """One row, over the questions for which there is a value."""
+    asked = ~np.isnan(values)
+    clusters = [question.group for question, is_asked in zip(test, asked, strict=True) if is_asked]
+
+    def bootstrap(of_questions: np.ndarray) -> dict:
+        return asdict(
+            cluster_bootstrap_mean(
+                of_questions[asked], clusters=clusters, num_resamples=config.num_resamples, seed=seed
+            )
+        )
+
+    estimate = bootstrap(values)
     estimate["num_questions"] = estimate.pop("num_pairs")
-    return {"arm": arm, "community": community, **estimate, "temperature": None}
+    gain = {} if of_global is None else bootstrap(values - of_global)
+    gains = {"gain": gain.get("value"), "gain_low": gain.get("low"), "gain_high": gain.get("high")}
+    return {"arm": arm, "community": community, **estimate, **gains}
 
 
 def _by_option(scores: pa.Table) -> dict[str, float]:

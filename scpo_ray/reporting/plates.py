@@ -46,13 +46,18 @@ def plates(results: Sequence[ModelResult], evidence: Evidence, *, strategies: Se
         found.append(Plate("calibration", "calibration", caption, figures.calibration(evidence.calibration)))
     if evidence.opinions:
         of_curves = {point.arm for point in evidence.curve} - set(strategies)
-        rows = [{**row, "arm": strategy_label(row["arm"])} for row in evidence.opinions if row["arm"] not in of_curves]
+        rows = [
+            {"community": row["community"], "arm": strategy_label(row["arm"])}
+            | {"value": row["gain"], "low": row["gain_low"], "high": row["gain_high"]}
+            for row in evidence.opinions
+            if row["arm"] not in of_curves and row["gain"] is not None
+        ]
         caption = (
-            "Similarity of each model's option probabilities to the community's answers, mean over test questions."
+            "By how much option probabilities are more similar to the community's answers (1 - Jensen-Shannon distance) "
+            "than the global model's, on the same test questions. Line: 95% interval."
         )
-        found.append(
-            Plate("opinions", "opinions", caption, figures.by_community(rows, x_title="1 - Jensen-Shannon distance"))
-        )
+        chart = figures.by_community(rows, x_title="Similarity gained")
+        found.append(Plate("opinions", "opinions", caption, chart))
     return found
 
 

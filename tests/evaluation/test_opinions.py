@@ -38,6 +38,7 @@ def rewards(gap: float) -> pa.Table:
 
 
 def rows_for(**arms: pa.Table) -> dict[str, dict]:
+    arms = {"global": rewards(1.0)} | arms
     found = opinion_rows("Here", shares_table(), {k: [v] for k, v in arms.items()}, ["West"], CONFIG, seed=0)
     return {row["arm"]: row for row in found}
 
@@ -51,6 +52,15 @@ def test_by_hand():
     assert found["uniform"]["value"] == found["majority"]["value"] == pytest.approx(half)
     assert (found["none"]["num_questions"], found["majority"]["num_questions"]) == (2, 1)
     assert found["uniform"]["temperature"] is None
+
+
+def test_gains_are_paired_with_the_global_model_on_the_same_questions():
+    """The global model has no opinion here: uniform gains nothing on it, question by question, whatever their spread."""
+    found = rows_for(**{"global": rewards(0.0), "none": rewards(2 * math.log(3))})
+    assert found["global"]["gain"] is None
+    assert found["uniform"]["gain"] == found["majority"]["gain"] == pytest.approx(0)
+    assert found["none"]["gain"] == pytest.approx(found["none"]["value"] - found["global"]["value"])
+    assert found["none"]["gain_low"] == found["none"]["gain_high"] == pytest.approx(found["none"]["gain"])
 
 
 def test_a_model_of_the_other_opinion_is_no_better_than_uniform():
@@ -68,8 +78,8 @@ def test_no_validation_or_no_test_questions_no_rows():
     table = shares_table()
     for split in ("validation", "test"):
         kept = pa.Table.from_pylist([row for row in table.to_pylist() if row["split"] != split], schema=OPTION_SHARES)
-        assert opinion_rows("Here", kept, {"none": [rewards(1.0)]}, [], CONFIG, seed=0) == []
-    assert opinion_rows("There", table, {"none": [rewards(1.0)]}, [], CONFIG, seed=0) == []
+        assert opinion_rows("Here", kept, {"global": [rewards(1.0)]}, [], CONFIG, seed=0) == []
+    assert opinion_rows("There", table, {"global": [rewards(1.0)]}, [], CONFIG, seed=0) == []
 
 
 def test_an_option_without_a_reward_stops():

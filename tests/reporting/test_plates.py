@@ -18,14 +18,16 @@ def drawn(evidence: Evidence) -> dict[str, tuple[str, str]]:
 
 def test_opinions_have_a_panel_for_each_community_and_a_line_for_each_model():
     rows = [
-        {"community": community, "arm": arm, "value": value, "low": value - 0.02, "high": value + 0.02}
+        {"community": community, "arm": arm, "value": 0.7, "low": 0.6, "high": 0.8, "gain": gain}
+        | {"gain_low": gain and gain - 0.02, "gain_high": gain and gain + 0.02}
         | {"num_questions": 30, "num_clusters": 20, "temperature": None}
         for community in ("Here", "There")
-        for arm, value in (("filter_weight", 0.8), ("uniform", 0.7), ("majority", math.nan))
+        for arm, gain in (("global", None), ("filter_weight", 0.1), ("uniform", -0.1), ("majority", math.nan))
     ]
     _, svg = drawn(Evidence(opinions=rows))["opinions"]
-    for text in ("Here", "There", "SCPO (filter + weight)", "uniform", "1 - Jensen-Shannon distance"):
+    for text in ("Here", "There", "SCPO (filter + weight)", "uniform", "Similarity gained"):
         assert text in svg
+    assert "global model" not in svg, "it gains nothing on itself"
     assert svg.count('aria-roledescription="point"') == 4, "what has no value has no mark"
 
 
