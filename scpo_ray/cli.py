@@ -219,7 +219,8 @@ def _explain(error: ValidationError, *, given: dict[str, Any], stated: dict[str,
         for detail in details
         if detail["loc"][: len(path)] == path and repr(detail["input"]) == repr(first["input"])
     ]
-    reasons = " or ".join(dict.fromkeys(map(_reason, branches)))
+    first_reason, *others = dict.fromkeys(map(_reason, branches))
+    reasons = " or ".join([first_reason, *(other.removeprefix("Input should be ") for other in others)])
     value = [] if isinstance(first["input"], dict) else [_show(first["input"])]
     return ": ".join([*place, *([key] if key else []), *value, reasons])
 

@@ -195,7 +195,10 @@ def test_an_empty_file_states_nothing(write, text):
         (["demo.yaml"], "demo.yaml: unexpected argument; settings are --KEY VALUE, a file is --config FILE"),
         (["--seed"], "--seed: expected one argument"),
         (["--config"], "--config: expected one argument"),
-        (["--select.agreement_threshold", "1.7"], "select.agreement_threshold: 1.7: Input should be less than 1"),
+        (
+            ["--select.agreement_threshold", "1.7"],
+            "select.agreement_threshold: 1.7: Input should be less than 1 or 'auto'",
+        ),
         (["--train.max_steps", "0"], "train.max_steps: 0: Input should be greater than or equal to 1"),
         (
             ["--train.zero_stage", "x"],
@@ -253,7 +256,7 @@ def test_refused_command_lines(argv, message):
         ("1: 2\n", "demo.yaml: 1: unknown key; --help lists all keys"),
         (
             "select: {agreement_threshold: 1.7}\n",
-            "demo.yaml: select.agreement_threshold: 1.7: Input should be less than 1",
+            "demo.yaml: select.agreement_threshold: 1.7: Input should be less than 1 or 'auto'",
         ),
         (
             "report: {title: 2024}\n",
@@ -265,7 +268,7 @@ def test_refused_command_lines(argv, message):
         ),
         (
             "train: {lora: {target_modules: 5}}\n",
-            "demo.yaml: train.lora.target_modules: 5: Input should be a valid tuple or Input should be 'all-linear'",
+            "demo.yaml: train.lora.target_modules: 5: Input should be a valid tuple or 'all-linear'",
         ),
         (
             "train:\n",
@@ -302,7 +305,7 @@ def test_refused_files(write, text, message):
 def test_a_wrong_override_is_not_blamed_on_the_file(write):
     file = write("select: {agreement_threshold: 0.5}\n")
     message = _refusal("--config", file, "--select.agreement_threshold", "1.7")
-    assert message == "select.agreement_threshold: 1.7: Input should be less than 1"
+    assert message == "select.agreement_threshold: 1.7: Input should be less than 1 or 'auto'"
 
 
 def test_missing_file_names_the_folder_it_was_sought_in(write, tmp_path):
@@ -328,7 +331,8 @@ def test_a_section_that_contains_itself(tmp_path):
 def test_not_a_number_has_a_reason(tmp_path):
     file = tmp_path / "demo.yaml"
     file.write_text("select: {agreement_threshold: .nan}\n")
-    assert _refusal("--config", str(file)).endswith("select.agreement_threshold: NaN: Input should be a finite number")
+    expected = "select.agreement_threshold: NaN: Input should be a finite number or 'auto'"
+    assert _refusal("--config", str(file)).endswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +414,7 @@ def test_help_shows_every_key_and_answers_within_a_second():
     assert shown.startswith("usage: score.py [--config FILE] [--run_dir DIR] [--SECTION.KEY VALUE ...] Score ")
     assert "ray job submit --working-dir . -- python jobs/score.py --config jobs/experiments/prism.yaml" in shown
     assert "--config FILE YAML file" in shown
-    assert "--select.agreement_threshold float τ, probability. Lower keeps fewer pairs. (default: 0.7)" in shown
+    assert "--select.agreement_threshold {float,auto} τ, probability. Lower keeps fewer pairs." in shown
     assert "all when unset. (default: null)" in shown
     for key in _settings(Config):
         assert f" --{key} " in shown, key

@@ -27,7 +27,7 @@ class Arm:
     name: str
     """Names folders and rows: the strategy's name, or e.g. `filter_weight-tau-0.5`, `none-share-0.25`."""
     strategy: SelectionStrategy
-    agreement_threshold: float
+    agreement_threshold: float | Literal["auto"]
     training_share: float = 1.0
     """Share of each community's training interactions that it may use at all."""
 
@@ -44,11 +44,20 @@ class SelectConfig(Section):
     controls: tuple[SelectionStrategy, ...] = ()
     """Strategies that run beside it on the same pairs and steps, for comparison."""
 
-    agreement_threshold: float = Field(default=0.7, gt=0, lt=1)
-    """τ, probability. Lower keeps fewer pairs."""
+    agreement_threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.7
+    """τ, probability. Lower keeps fewer pairs. auto: for each community the lowest that leaves `auto_information`."""
 
-    weight_temperature: float = Field(default=1.1, gt=0)
-    """β, reward units. Lower down-weights disagreement faster."""
+    weight_temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.1
+    """β, reward units. Lower down-weights disagreement faster. auto: the one with which, at this τ, a community that does
+    not differ is left alone."""
+
+    auto_information: float = Field(default=0.9, gt=0, lt=1)
+    """Share of what all pairs tell that an automatic τ must leave: the statistical efficiency of telling a community that
+    differs from one that does not."""
+
+    calibrate: bool = False
+    """Divide margins of rewards by the temperature that makes the global model's probabilities right on the majority's
+    validation pairs, so that τ and β mean the same for every global model."""
 
     agreement_form: Literal["sigmoid", "exp_ratio"] = "sigmoid"
     """exp_ratio: exp(r+) / (exp(r+) + exp(r-)) in float32, as published; overflows for large rewards."""
@@ -91,7 +100,7 @@ class SelectConfig(Section):
         arms += [Arm(f"{self.strategy}-tau-{tau:g}", self.strategy, tau) for tau in self.curve_thresholds]
         for strategy in dict.fromkeys((self.strategy, "none")) if self.curve_shares else ():
             arms += [Arm(f"{strategy}-share-{share:g}", strategy, threshold, share) for share in self.curve_shares]
-        return tuple({arm.name: arm for arm in arms if arm.name != f"{self.strategy}-tau-{threshold:g}"}.values())
+        return tuple({arm.name: arm for arm in arms if arm.name != f"{self.strategy}-tau-{threshold}"}.values())
 
     @property
     def strategies(self) -> tuple[SelectionStrategy, ...]:

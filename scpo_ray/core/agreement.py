@@ -26,7 +26,7 @@ def agreement(
     Raises:
         ValueError: shapes differ, or a reward is not finite.
     """
-    _check(chosen_rewards, rejected_rewards)
+    check_rewards(chosen_rewards, rejected_rewards)
     if form == "exp_ratio":
         with np.errstate(over="ignore", invalid="ignore"):
             chosen = np.exp(chosen_rewards.astype(np.float32))
@@ -58,14 +58,19 @@ def preference_weight(
     Raises:
         ValueError: shapes differ, a reward is not finite, or β is not positive.
     """
-    _check(chosen_rewards, rejected_rewards)
+    check_rewards(chosen_rewards, rejected_rewards)
     if not temperature > 0:
         raise ValueError(f"weight temperature must be positive, got {temperature}")
     gap = chosen_rewards.astype(np.float64) - rejected_rewards.astype(np.float64)
     return np.exp(np.minimum(gap / temperature, 0.0))
 
 
-def _check(chosen_rewards: Array, rejected_rewards: Array) -> None:
+def check_rewards(chosen_rewards: Float[Array, " pairs"], rejected_rewards: Float[Array, " pairs"]) -> None:
+    """Refuse rewards that no agreement follows from.
+
+    Raises:
+        ValueError: shapes differ, or a reward is not finite; names the first pair.
+    """
     if chosen_rewards.shape != rejected_rewards.shape:
         raise ValueError(f"expected equal shapes, got chosen {chosen_rewards.shape}, rejected {rejected_rewards.shape}")
     finite = np.isfinite(chosen_rewards) & np.isfinite(rejected_rewards)

@@ -25,6 +25,7 @@ TEMPERATURE_BOUNDS = (1e-2, 1e3)
 
 _THRESHOLDS = np.concatenate([np.arange(0.505, 0.99, 0.005), 1 - np.geomspace(0.01, 1e-4, 21)])
 """Candidates for τ, ascending."""
+_MOST_MARGINS = 4096
 
 
 def bias(margins: Float[Array, " pairs"], *, threshold: float, temperature: float) -> float:
@@ -52,17 +53,14 @@ def unbiased_temperature(margins: Float[Array, " pairs"], *, threshold: float) -
     """The β at which `bias` is zero: the weights give back what the filter took.
 
     Returns:
-        β in calibrated reward units, within TEMPERATURE_BOUNDS (a bound where the root lies beyond it); infinite where the
-        filter drops nothing, NaN where there is no root: no margin lies in (0, logit τ).
+        β in calibrated reward units, within TEMPERATURE_BOUNDS (a bound where the root lies beyond it, so the lower one
+        where no agreeing label with a margin above 0 is kept); infinite where the filter drops nothing.
 
     Raises:
         ValueError: as for `bias`.
     """
     _check(margins, threshold, 1.0)
-    kept = _agreeing(margins, threshold)
-    if not (kept * margins).any():
-        return float("nan")
-    if kept[margins > 0].all():
+    if _agreeing(margins, threshold)[margins > 0].all():
         return float("inf")
 
     def bias_at(log_temperature: float) -> float:
@@ -73,7 +71,7 @@ def unbiased_temperature(margins: Float[Array, " pairs"], *, threshold: float) -
         return TEMPERATURE_BOUNDS[0]
     if bias_at(high) >= 0:
         return TEMPERATURE_BOUNDS[1]
-    return float(np.exp(brentq(bias_at, low, high, xtol=1e-10)))
+    return float(np.exp(brentq(bias_at, low, high, xtol=1e-8)))
 
 
 def information(margins: Float[Array, " pairs"], *, threshold: float, temperature: float) -> float:
@@ -89,7 +87,7 @@ def information(margins: Float[Array, " pairs"], *, threshold: float, temperatur
         temperature: β, calibrated reward units; infinite for weights of one.
 
     Returns:
-        1 for full fine-tuning; NaN when every margin is 0.
+        1 for full fine-tuning; it may exceed 1 where weights come nearer to the likelihood ratio. NaN when every margin is 0.
 
     Raises:
         ValueError: as for `bias`.
@@ -107,18 +105,21 @@ def information(margins: Float[Array, " pairs"], *, threshold: float, temperatur
 def automatic(margins: Float[Array, " pairs"], *, least_information: float) -> tuple[float, float]:
     """(τ, β): the lowest threshold that leaves `least_information`, with the weights that make it unbiased.
 
-    τ = 1 with infinite β, full fine-tuning, where no lower threshold leaves as much.
+    Of more than 4,096 margins as many quantiles stand for all. Where no threshold leaves as much, the highest, which keeps
+    practically every pair.
 
     Raises:
         ValueError: as for `bias`.
     """
+    _check(margins, 0.5, 1.0)
+    if len(margins) > _MOST_MARGINS:
+        margins = np.quantile(margins, (np.arange(_MOST_MARGINS) + 0.5) / _MOST_MARGINS)
+    threshold, temperature = float(_THRESHOLDS[-1]), float("inf")
     for threshold in _THRESHOLDS.tolist():
         temperature = unbiased_temperature(margins, threshold=threshold)
-        if np.isnan(temperature):
-            continue
         if information(margins, threshold=threshold, temperature=temperature) >= least_information:
-            return threshold, temperature
-    return 1.0, float("inf")
+            break
+    return threshold, temperature
 
 
 def _agreeing(margins: Float[Array, " pairs"], threshold: float) -> Float[Array, " pairs"]:

@@ -24,6 +24,11 @@ def plain(value: float | None) -> str:
     return NONE if value is None or math.isnan(value) else f"{value:.2f}".replace("-", "−")
 
 
+def significant(value: float | None) -> str:
+    """Three significant digits: 0.70000 -> 0.7, 12.345 -> 12.3; a dash where there is none."""
+    return NONE if value is None or math.isnan(value) else f"{value:.3g}".replace("-", "−")
+
+
 def p_value(value: float | None) -> str:
     """0.0312 -> 0.031; a dash where there is none."""
     if value is None or math.isnan(value):

@@ -32,6 +32,13 @@ class Kept:
     test_share: float | None
     num_kept: int
     effective_sample_size: float
+    threshold: float | None = None
+    """τ as applied."""
+    temperature: float | None = None
+    """β as applied; None where every weight is 1."""
+    bias: float | None = None
+    """`core.selection_rule.bias`; None where it is not known."""
+    information: float | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,15 @@ def environment() -> Environment:
     formatters = (numbers.percent, numbers.points, numbers.percent_interval, numbers.points_interval, numbers.plain)
     made.filters |= {
         function.__name__: function
-        for function in (*formatters, numbers.p_value, numbers.count, numbers.duration, strategy_label, verdict)
+        for function in (
+            *formatters,
+            numbers.p_value,
+            numbers.significant,
+            numbers.count,
+            numbers.duration,
+            strategy_label,
+            verdict,
+        )
     }
     made.filters["file_name"] = lambda address: PurePosixPath(address).name
     made.filters["row_interval"] = lambda row: numbers.points_interval(interval_of(row))

@@ -120,9 +120,16 @@ def _kept(config: Config, directory: RunDirectory) -> dict[tuple[str, str], Kept
     for arm in config.select.arms:
         statistics: Mapping[str, Any] = recipes.checked(directory, recipes.decisions(config, directory, arm)).statistics
         for community, of_community in statistics["communities"].items():
-            shares = of_community["kept_share"]
+            shares, constants = of_community["kept_share"], of_community["constants"]
             found[arm.name, community] = Kept(
-                shares["train"], shares["test"], of_community["num_kept"], of_community["effective_sample_size"]
+                train_share=shares["train"],
+                test_share=shares["test"],
+                num_kept=of_community["num_kept"],
+                effective_sample_size=of_community["effective_sample_size"],
+                threshold=constants["agreement_threshold"],
+                temperature=constants["weight_temperature"],
+                bias=constants["bias"],
+                information=constants["information"],
             )
     return found
 

@@ -1,11 +1,11 @@
 """From the evaluation's artifact to what the report shows beside the headline."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from scpo_ray.artifacts import Manifest, RunDirectory
-from scpo_ray.config import Config
+from scpo_ray.config import Arm, Config
 from scpo_ray.core.calibration import calibration_curve
 from scpo_ray.datasets import atlas
 from scpo_ray.records import ModelName
@@ -26,7 +26,7 @@ def load_evidence(config: Config, directory: RunDirectory, trained: Mapping[Mode
         structure=directory.read_json("evaluation/communities.json"),
         planted_distances=_planted_distances(directory),
     )
-    return Evidence(**{**evidence.__dict__, "curve": _curve(config, evidence, trained)})
+    return Evidence(**{**evidence.__dict__, "curve": _curve(config, directory, evidence, trained)})
 
 
 def _planted_distances(directory: RunDirectory) -> dict[str, float]:
@@ -74,7 +74,9 @@ def _num_bins(num_pairs: int) -> int:
     return min(8, max(2, num_pairs // 20))
 
 
-def _curve(config: Config, evidence: Evidence, trained: Mapping[ModelName, Manifest]) -> list[CurvePoint]:
+def _curve(
+    config: Config, directory: RunDirectory, evidence: Evidence, trained: Mapping[ModelName, Manifest]
+) -> list[CurvePoint]:
     """Every arm that all communities have, with what its trainings cost."""
     points = []
     for arm in config.select.arms:
@@ -86,7 +88,7 @@ def _curve(config: Config, evidence: Evidence, trained: Mapping[ModelName, Manif
             CurvePoint(
                 arm=arm.name,
                 line=strategy_label(arm.strategy),
-                threshold=arm.agreement_threshold,
+                threshold=_threshold(config, directory, arm, {name.community for name in trained}),
                 training_share=arm.training_share,
                 num_pairs=round(float(np.mean([_number(manifest, "num_pairs") for manifest in manifests]))),
                 training_flops=sum(
@@ -99,6 +101,13 @@ def _curve(config: Config, evidence: Evidence, trained: Mapping[ModelName, Manif
         )
     mains = (config.select.strategy, "none")
     return [point for point in points if point.arm in mains or "-tau-" in point.arm or "-share-" in point.arm]
+
+
+def _threshold(config: Config, directory: RunDirectory, arm: Arm, communities: Collection[str]) -> float:
+    """τ as applied, mean over the communities: they differ where it is found from the data."""
+    decided = recipes.checked(directory, recipes.decisions(config, directory, arm)).statistics["communities"]
+    assert isinstance(decided, dict)
+    return float(np.mean([decided[community]["constants"]["agreement_threshold"] for community in communities]))
 
 
 def _number(manifest: Manifest, key: str) -> float:

@@ -1,6 +1,7 @@
 """Which pairs a community's reward model learns from, and how strongly: the decision ledger."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -8,15 +9,20 @@ import pyarrow.compute as pc
 
 from scpo_ray.artifacts import Manifest, RunDirectory, content_hash_of
 from scpo_ray.config import Arm, Config, SelectConfig
-from scpo_ray.core.agreement import agreement
+from scpo_ray.core.agreement import agreement, check_rewards
 from scpo_ray.core.bootstrap import effective_sample_size
 from scpo_ray.records import DECISIONS, content_id
 from scpo_ray.stages import recipes
 from scpo_ray.strategies.selection import STRATEGIES, PairView
+from scpo_ray.strategies.selection.constants import Constants, constants, global_temperature
 
 
 def run(config: Config) -> list[Manifest]:
-    """Write `decisions/ARM` for the strategy, its controls and curves; return the manifests, the main one first."""
+    """Write `decisions/ARM` for the strategy, its controls and curves; return the manifests, the main one first.
+
+    Raises:
+        DataError: τ or β is to be found from the data, and the data cannot tell.
+    """
     directory = RunDirectory(config.run_dir)
     manifests = []
     for arm in config.select.arms:
@@ -24,53 +30,94 @@ def run(config: Config) -> list[Manifest]:
         made = recipe.is_made(directory, rebuild=config.rebuild)
         if made is None:
             with recipe.making(directory) as draft:
-                pairs, scores = _inputs(
-                    directory, recipes.OTHER_SCORES if arm.strategy == "other_ruler" else recipes.SCORES
+                pairs, scores = load_inputs(directory, arm)
+                ledger, found = decide(
+                    pairs, scores, config.select, arm, majority=majority_of(directory), seed=config.seed
                 )
-                ledger = decide(pairs, scores, config.select, arm, seed=config.seed)
                 draft.write_table("decisions.parquet", ledger)
-                draft.statistics |= _statistics(ledger, pairs)
+                draft.statistics |= statistics(ledger, pairs, found)
             made = directory.require(recipe.name, job="select")
         manifests.append(made)
     return manifests
 
 
-def decide(pairs: pa.Table, scores: pa.Table, config: SelectConfig, arm: Arm, *, seed: int) -> pa.Table:
-    """One arm's decision for every pair, as a table of the DECISIONS columns in the order of `pairs`.
+def decide(
+    pairs: pa.Table, scores: pa.Table, config: SelectConfig, arm: Arm, *, majority: Sequence[str], seed: int
+) -> tuple[pa.Table, dict[str, Constants]]:
+    """One arm's decision for every pair, as a table of the DECISIONS columns in the order of `pairs`; and each
+    community's τ and β.
 
     Each community and split is decided by itself, so a drawn control has the filter's size in each.
+
+    Raises:
+        DataError: τ or β is `auto`, or margins are to be calibrated, and the majority's validation pairs cannot tell.
     """
     position = scores["response_id"].combine_chunks()
     chosen = scores["reward"].take(pc.index_in(pairs["chosen_id"], position)).to_numpy()
     rejected = scores["reward"].take(pc.index_in(pairs["rejected_id"], position)).to_numpy()
-    probability = agreement(chosen_rewards=chosen, rejected_rewards=rejected, form=config.agreement_form)
-    lot = lots(pairs["pair_id"].to_pylist(), seed)
+    check_rewards(chosen, rejected)
     settings = config.model_copy(update={"agreement_threshold": arm.agreement_threshold})
-    kept, weight = np.zeros(len(pairs), dtype=bool), np.zeros(len(pairs))
-    reason = np.full(len(pairs), "", dtype=object)
-    for rows in _community_splits(pairs):
-        view = PairView(chosen[rows], rejected[rows], probability[rows], lot[rows])
-        decision = STRATEGIES[arm.strategy](view, settings)
+    found = _constants(pairs, chosen - rejected, settings, arm, majority)
+    lot = lots(pairs["pair_id"].to_pylist(), seed)
+    probability, weight = np.zeros(len(pairs)), np.zeros(len(pairs))
+    kept, reason = np.zeros(len(pairs), dtype=bool), np.full(len(pairs), "", dtype=object)
+    for community, _, rows in _community_splits(pairs):
+        of_community = found[community]
+        scale = of_community.margin_temperature
+        rewards = (chosen[rows], rejected[rows]) if scale == 1 else (chosen[rows] / scale, rejected[rows] / scale)
+        probability[rows] = agreement(
+            chosen_rewards=rewards[0], rejected_rewards=rewards[1], form=config.agreement_form
+        )
+        decision = STRATEGIES[arm.strategy](
+            PairView(*rewards, probability[rows], lot[rows]),
+            settings.model_copy(
+                update={
+                    "agreement_threshold": of_community.agreement_threshold,
+                    "weight_temperature": of_community.weight_temperature,
+                }
+            ),
+        )
         kept[rows], weight[rows], reason[rows] = decision.kept, decision.weight, decision.reason
     if arm.training_share < 1:
         is_train = pc.equal(pairs["split"], "train").to_numpy(zero_copy_only=False)
         left_out = is_train & (lots(pairs["interaction_id"].to_pylist(), seed) >= arm.training_share)
         kept[left_out], weight[left_out] = False, 0.0
         reason[left_out] = _NOT_IN_SHARE
-    return pa.table(
-        {
-            "pair_id": pairs["pair_id"],
-            "community": pairs["community"],
-            "split": pairs["split"],
-            "global_reward_chosen": chosen,
-            "global_reward_rejected": rejected,
-            "agreement": probability,
-            "kept": kept,
-            "weight": weight,
-            "reason": reason.tolist(),
-        },
-        schema=DECISIONS,
-    )
+    ledger = {
+        "pair_id": pairs["pair_id"],
+        "community": pairs["community"],
+        "split": pairs["split"],
+        "global_reward_chosen": chosen,
+        "global_reward_rejected": rejected,
+        "agreement": probability,
+        "kept": kept,
+        "weight": weight,
+        "reason": reason.tolist(),
+    }
+    return pa.table(ledger, schema=DECISIONS), found
+
+
+def majority_of(directory: RunDirectory) -> list[str]:
+    """The communities that a run's data calls the majority."""
+    majority = directory.require(recipes.PREPARED, job="prepare").statistics["majority"]
+    assert isinstance(majority, list)
+    return majority
+
+
+def _constants(
+    pairs: pa.Table, margins: np.ndarray, config: SelectConfig, arm: Arm, majority: Sequence[str]
+) -> dict[str, Constants]:
+    """τ and β of every community, from the margins of its training pairs and the majority's labels for validation."""
+    splits = {(community, split): rows for community, split, rows in _community_splits(pairs)}
+    validation = [margins[splits[name, "validation"]] for name in majority if (name, "validation") in splits]
+    temperature = global_temperature(np.concatenate(validation)) if validation else float("nan")
+    nothing = np.array([], dtype=int)
+    return {
+        community: constants(
+            config, arm.strategy, margins[splits.get((community, "train"), nothing)], temperature=temperature
+        )
+        for community in dict.fromkeys(community for community, _ in splits)
+    }
 
 
 _NOT_IN_SHARE = "dropped: not in this arm's share of the training data"
@@ -81,20 +128,22 @@ def lots(identifiers: Sequence[str], seed: int) -> np.ndarray:
     return np.array([int(content_id("lot", seed, identifier)[:13], 16) / 16**13 for identifier in identifiers])
 
 
-def _community_splits(pairs: pa.Table) -> list[np.ndarray]:
-    """Row numbers of each (community, split)."""
-    codes = [pairs[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in ("community", "split")]
-    group = codes[0].astype(np.int64) * 3 + codes[1]
+def _community_splits(pairs: pa.Table) -> list[tuple[str, str, np.ndarray]]:
+    """(community, split, row numbers) of each community and split that has pairs."""
+    encoded = [pairs[name].combine_chunks().dictionary_encode() for name in ("community", "split")]
+    codes = [column.indices.to_numpy() for column in encoded]
+    group = codes[0].astype(np.int64) * len(encoded[1].dictionary) + codes[1]
     order = np.argsort(group, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(order) else []
+    parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(order) else []
+    names = [column.dictionary.to_pylist() for column in encoded]
+    return [(names[0][codes[0][rows[0]]], names[1][codes[1][rows[0]]], rows) for rows in parts]
 
 
-def _inputs(directory: RunDirectory, scores: str) -> tuple[pa.Table, pa.Table]:
-    pairs = directory.read_table(
-        "prepared/pairs.parquet",
-        columns=[*_TRAINING_COLUMNS, "community", "split"],
-    )
-    return pairs, directory.read_table(f"{scores}/scores.parquet", columns=["response_id", "reward"])
+def load_inputs(directory: RunDirectory, arm: Arm) -> tuple[pa.Table, pa.Table]:
+    """What `decide` reads: all pairs, and the rewards of the arm's ruler."""
+    ruler = recipes.OTHER_SCORES if arm.strategy == "other_ruler" else recipes.SCORES
+    pairs = directory.read_table("prepared/pairs.parquet", columns=[*_TRAINING_COLUMNS, "community", "split"])
+    return pairs, directory.read_table(f"{ruler}/scores.parquet", columns=["response_id", "reward"])
 
 
 _TRAINING_COLUMNS = (
@@ -109,8 +158,8 @@ _TRAINING_COLUMNS = (
 """What a training reads of a pair beside its weight; response ids are hashes of the texts."""
 
 
-def _statistics(ledger: pa.Table, pairs: pa.Table) -> dict[str, object]:
-    """Per community: kept share by split, effective sample size, and a hash of what training would read."""
+def statistics(ledger: pa.Table, pairs: pa.Table, found: Mapping[str, Constants]) -> dict[str, object]:
+    """Per community: τ and β, kept share by split, effective sample size, and a hash of what training would read."""
     columns = [pairs[name].to_pylist() for name in _TRAINING_COLUMNS]
     names = ledger["community"].to_numpy(zero_copy_only=False)
     splits = ledger["split"].to_numpy(zero_copy_only=False)
@@ -128,6 +177,9 @@ def _statistics(ledger: pa.Table, pairs: pa.Table) -> dict[str, object]:
             "kept_share": {split: _share(kept[of_community & (splits == split)]) for split in ("train", "test")},
             "effective_sample_size": round(effective_sample_size(weights[train]), 1),
             "offered": _num_items(pairs.filter(pa.array(of_community & offered))),
+            "constants": {
+                name: value if np.isfinite(value) else None for name, value in asdict(found[community]).items()
+            },
         }
         rows = np.flatnonzero(train | (of_community & (splits == "validation")))
         rows = rows[np.argsort(identifiers[rows])]

@@ -247,19 +247,27 @@ class TestContentHash:
     )
     def test_what_training_reads_beside_the_weight(self, config, changed, column):
         """Scores make margins, prompts make batches, validation pairs stop early: another value, another training."""
-        pairs = RunDirectory(config.run_dir).read_table("prepared/pairs.parquet")
-        scores = RunDirectory(config.run_dir).read_table("scores/scores.parquet")
+        directory = RunDirectory(config.run_dir)
+        pairs, scores = (directory.read_table(name) for name in ("prepared/pairs.parquet", "scores/scores.parquet"))
         arm = config.select.arms[0]
-        before = select._statistics(select.decide(pairs, scores, config.select, arm, seed=0), pairs)["content_hashes"]
+
+        def decide(pairs: pa.Table):
+            return select.decide(pairs, scores, config.select, arm, majority=select.majority_of(directory), seed=0)
+
+        def content_hashes(pairs: pa.Table) -> dict:
+            ledger, constants = decide(pairs)
+            return select.statistics(ledger, pairs, constants)["content_hashes"]
+
+        before = content_hashes(pairs)
         rows = pairs.to_pylist()
         pair = next(
             pair
-            for pair, kept in zip(rows, select.decide(pairs, scores, config.select, arm, seed=0)["kept"], strict=True)
+            for pair, kept in zip(rows, decide(pairs)[0]["kept"], strict=True)
             if pair["community"] == "There" and pair["split"] == changed and (kept.as_py() or changed != "train")
         )
         pair[column] = 90.0 if column.startswith("score") else "another"
         edited = pa.Table.from_pylist(rows, schema=pairs.schema)
-        after = select._statistics(select.decide(edited, scores, config.select, arm, seed=0), edited)["content_hashes"]
+        after = content_hashes(edited)
         assert after["There"] != before["There"] and after["Here"] == before["Here"]
 
     def test_the_recipe_of_a_training_follows_it(self, config):
