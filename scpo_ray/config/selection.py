@@ -42,7 +42,7 @@ class SelectConfig(Section):
     model, trained alike with the next seed, so that ruler and starting model are two; for controls only."""
 
     controls: tuple[SelectionStrategy, ...] = ()
-    """Strategies that run beside it on the same pairs and steps, for comparison."""
+    """Strategies that run beside it on the same pairs, for comparison; with train.equal_steps also for as many steps."""
 
     agreement_threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.7
     """τ, probability. Lower keeps fewer pairs. auto: for each community the lowest that leaves `auto_information`."""

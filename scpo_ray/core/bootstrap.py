@@ -101,7 +101,7 @@ def cluster_bootstrap_mean(
     too. The percentiles are taken at Φ(±sqrt(G/(G-1)) t_{G-1}(0.975)) instead of Φ(±1.96), by which a bootstrap of few
     clusters is too narrow, with G = (Σn)² / Σn² the number of clusters of equal size that would carry as much: ten
     clusters of one size give 0.9% and 99.1%. BCa moves them for bias and skewness; in simulations of unequal clusters
-    (tests/core/test_bootstrap.py) it covers 94-96%, near accuracies of 0.9 as well, where plain percentiles fall to 93%.
+    (tests/core/test_bootstrap.py) it covers 93-97%.
 
     Source: Field & Welsh (2007), cluster bootstrap; Hesterberg (2015), expanded percentiles; Carter, Schnepel &
     Steigerwald (2017), effective number of clusters; Efron (1987), BCa.

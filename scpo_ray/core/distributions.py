@@ -43,7 +43,8 @@ def jensen_shannon_distance(p: Float[Array, " options"], q: Float[Array, " optio
             raise ValueError(f"not a distribution over options: {distribution}")
     if np.array_equal(p, q):
         return 0.0  # scipy's square root of a rounding error below zero would be NaN
-    distance = float(jensenshannon(p, q, base=2))
+    with np.errstate(invalid="ignore"):
+        distance = float(jensenshannon(p, q, base=2))
     return 0.0 if np.isnan(distance) else min(distance, 1.0)
 
 
@@ -56,7 +57,7 @@ def fit_option_temperature(
         T in reward units, within TEMPERATURE_BOUNDS; NaN without questions.
 
     Raises:
-        ValueError: the lists differ in length, or a question's rewards and shares do.
+        ValueError: the lists differ in length, or a question's rewards and shares do, or a reward is not finite.
     """
     if not len(rewards):
         return float("nan")
@@ -64,6 +65,8 @@ def fit_option_temperature(
     for reward, share in pairs:
         if reward.shape != share.shape:
             raise ValueError(f"expected a share per option, got {reward.shape} rewards and {share.shape} shares")
+        if not np.isfinite(reward).all():
+            raise ValueError(f"expected finite rewards, got {reward}")
     low, high = np.log(TEMPERATURE_BOUNDS)
 
     def loss(log_temperature: float) -> float:

@@ -46,7 +46,7 @@ def votes_of(pairs: pa.Table, communities: Sequence[str]) -> tuple[Votes, bool]:
     number = {community: index for index, community in enumerate(communities)}
     annotators = pairs["annotator_id"].to_pylist()
     names = [
-        f"annotator {annotator}" if annotator is not None else f"community {community}"
+        f"annotator {annotator} of {community}" if annotator is not None else f"community {community}"
         for annotator, community in zip(annotators, pairs["community"].to_pylist(), strict=True)
     ]
     votes = Votes(

@@ -44,9 +44,19 @@ class Measurer:
         self.own, self.majority = own, majority
         self._config, self._seed = config, seed
 
-    def rows(self, arm: str, *, own: Sequence[np.ndarray], majority: Sequence[np.ndarray]) -> list[dict]:
-        """Rows of METRICS. Args: own, majority: correctness per pair, one array per replicate."""
+    def rows(
+        self,
+        arm: str,
+        *,
+        own: Sequence[np.ndarray],
+        majority: Sequence[np.ndarray],
+        full: Sequence[np.ndarray] | None = None,
+    ) -> list[dict]:
+        """Rows of METRICS. Args: own, majority: correctness per pair, one array per replicate; full: full fine-tuning's own."""
         found = [*self._parts(self.own, own), *self._part(self.majority, majority, None, "majority")]
+        if full is not None:
+            beside = [values - np.mean(full, axis=0) for values in own]
+            found += self._part(self.own, beside, None, "overall_beside_full")
         if arm != "global":
             found += self._gains(self.own, own, "overall_gain")
             found += self._gains(self.majority, majority, "majority_gain")
@@ -123,6 +133,7 @@ def diagnostics(test: PairSet, validation: PairSet | None, scores: pa.Table) -> 
     return {
         "mean_margin": float(margins.mean()) if len(margins) else float("nan"),
         "share_of_ties": float((margins == 0).mean()) if len(margins) else float("nan"),
+        "truncated_share": test.truncated_share(scores),
         "calibration_error": calibration.expected_calibration_error(margins),
         "adaptive_calibration_error": calibration.expected_calibration_error(margins, bins="mass"),
         "temperature": temperature,

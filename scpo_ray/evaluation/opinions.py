@@ -12,7 +12,12 @@ import pyarrow as pa
 
 from scpo_ray.config import EvaluateConfig
 from scpo_ray.core.bootstrap import cluster_bootstrap_mean
-from scpo_ray.core.distributions import fit_option_temperature, jensen_shannon_distance, option_probabilities
+from scpo_ray.core.distributions import (
+    TEMPERATURE_BOUNDS,
+    fit_option_temperature,
+    jensen_shannon_distance,
+    option_probabilities,
+)
 from scpo_ray.errors import DataError
 
 OPINIONS = pa.schema(
@@ -27,7 +32,9 @@ OPINIONS = pa.schema(
         ("gain_high", pa.float64()),
         ("num_questions", pa.int64()),
         ("num_clusters", pa.int64()),
-        ("temperature", pa.float64()),  # reward units, mean over replicates; null for baselines without a model
+        ("temperature", pa.float64()),  # reward units, median over replicates; null for baselines without a model
+        ("num_at_bound", pa.int64()),  # replicates that no temperature makes an opinion: 100, options practically alike
+        ("num_replicates", pa.int64()),
     ]
 )
 
@@ -84,12 +91,12 @@ def opinion_rows(
     for arm, replicates in arms.items():
         found = [_similarities(test, validation, _by_option(scores), name=arm) for scores in replicates]
         by_arm[arm] = np.mean([similarities for similarities, _ in found], axis=0)
-        temperatures[arm] = float(np.mean([temperature for _, temperature in found]))
+        temperatures[arm] = [temperature for _, temperature in found]
     by_arm["uniform"] = np.array([_similarity(np.full(len(q.shares), 1 / len(q.shares)), q) for q in test])
     by_arm["majority"] = _majority_baseline(test, shares, [name for name in majority if name != community])
     return [
         _row(arm, community, test, values, None if arm == "global" else by_arm["global"], config, seed)
-        | {"temperature": temperatures.get(arm)}
+        | _fits(temperatures.get(arm, []))
         for arm, values in by_arm.items()
         if not np.isnan(values).all()
     ]
@@ -113,6 +120,15 @@ def _similarities(
 
 def _similarity(probabilities: np.ndarray, question: Question) -> float:
     return 1.0 - jensen_shannon_distance(probabilities, question.shares)
+
+
+def _fits(temperatures: Sequence[float]) -> dict:
+    """What is said of the temperatures of an arm's replicates."""
+    at_bound = [
+        not TEMPERATURE_BOUNDS[0] * 1.01 < temperature < TEMPERATURE_BOUNDS[1] / 1.01 for temperature in temperatures
+    ]
+    middle = float(np.median(temperatures)) if len(temperatures) else None
+    return {"temperature": middle, "num_at_bound": sum(at_bound), "num_replicates": len(at_bound)}
 
 
 def _majority_baseline(test: Sequence[Question], shares: pa.Table, majority: Sequence[str]) -> np.ndarray:

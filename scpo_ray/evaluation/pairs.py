@@ -69,6 +69,15 @@ class PairSet:
         chosen, rejected = self.rewards(scores)
         return pair_correctness(chosen_rewards=chosen, rejected_rewards=rejected)
 
+    def truncated_share(self, scores: pa.Table) -> float:
+        """Share of these pairs' responses, each counted once, that a model saw cut or without all of their context."""
+        identifiers = pc.unique(
+            pa.chunked_array([*self.table["chosen_id"].chunks, *self.table["rejected_id"].chunks], pa.string())
+        )
+        is_own = pc.is_in(scores["response_id"], identifiers)
+        found = scores["truncated"].filter(is_own)
+        return pc.mean(found.cast(pa.int8())).as_py() if len(found) else float("nan")
+
     @cached_property
     def global_correct(self) -> np.ndarray:
         """The ruler's own."""

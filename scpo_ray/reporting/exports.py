@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 
-from scpo_ray.reporting.evidence import CurvePoint, estimate_of, interval_of
+from scpo_ray.reporting.evidence import BESIDE_FULL, CurvePoint, estimate_of, interval_of
 from scpo_ray.reporting.figures import to_png, to_svg
 from scpo_ray.reporting.numbers import count, p_value, percent, percent_interval, points, points_interval
 from scpo_ray.reporting.page import Page
@@ -90,10 +90,8 @@ def model_markdown(page: Page, *, arm: str, community: str) -> str:
     rows = [
         (
             row["metric"].replace("_", " "),
-            f"{points(row['value'])} points" if row["metric"].endswith("_gain") else percent(row["value"]),
-            points_interval(estimate_of(row))
-            if row["metric"].endswith("_gain")
-            else percent_interval(estimate_of(row)),
+            f"{points(row['value'])} points" if _is_difference(row) else percent(row["value"]),
+            points_interval(estimate_of(row)) if _is_difference(row) else percent_interval(estimate_of(row)),
             f"{count(row['num_pairs'])} ({count(row['num_clusters'])})",
         )
         for row in of_model
@@ -106,6 +104,27 @@ def model_markdown(page: Page, *, arm: str, community: str) -> str:
         f"{table}\nMeans over {page.num_seeds} models that differ in their seed alone, of which this is one; standard "
         f"deviation of overall accuracy over them: {points(deviation).removeprefix('+')} points.\n"
     )
+
+
+def global_markdown(page: Page) -> str:
+    """The global model's accuracy on every community's test pairs and on the majority's, for its card."""
+    of_global = [row for row in page.evidence.metrics if row["arm"] == "global"]
+    measured = [(row["community"], row) for row in of_global if row["metric"] == "overall"]
+    measured += [("the majority", row) for row in of_global if row["metric"] == "majority"][:1]
+    rows = [
+        (
+            name,
+            percent(row["value"]),
+            percent_interval(estimate_of(row)),
+            f"{count(row['num_pairs'])} ({row['num_clusters']})",
+        )
+        for name, row in measured
+    ]
+    return to_markdown(("Test pairs of", "Accuracy", "95% interval", "Pairs (annotators or prompts)"), rows)
+
+
+def _is_difference(row: Mapping) -> bool:
+    return row["metric"].endswith("_gain") or row["metric"] == BESIDE_FULL
 
 
 def comparisons_markdown(page: Page) -> str:

@@ -209,8 +209,8 @@ def calibration(rows: Sequence[Mapping]) -> alt.TopLevelMixin:
     )
 
 
-def by_community(rows: Sequence[Mapping], *, x_title: str) -> alt.TopLevelMixin:
-    """Differences with intervals, one panel for each community. Args: rows: community, arm (label), value, low, high."""
+def by_community(rows: Sequence[Mapping], *, x_title: str, marks_zero: bool = False) -> alt.TopLevelMixin:
+    """Estimates with intervals, one panel for each community. Args: rows: community, arm (label), value, low, high."""
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     values = [
         {"community": row["community"], "arm": row["arm"]}
@@ -223,9 +223,9 @@ def by_community(rows: Sequence[Mapping], *, x_title: str) -> alt.TopLevelMixin:
         y=y, x=alt.X("low:Q", title=x_title, scale=alt.Scale(zero=False)), x2="high:Q"
     )
     dots = base.mark_point(size=50, filled=True, color=_MARK).encode(y=y, x="value:Q")
-    zero = base.mark_rule(color=_INK, strokeWidth=1).encode(x=alt.datum(0))
+    zero = [base.mark_rule(color=_INK, strokeWidth=1).encode(x=alt.datum(0))] if marks_zero else []
     return (
-        alt.layer(zero, lines, dots)
+        alt.layer(*zero, lines, dots)
         .properties(width=190, height=alt.Step(17))
         .facet(facet=alt.Facet("community:N", title=None), columns=3)
     )

@@ -10,7 +10,7 @@ from scpo_ray.core.bootstrap import Estimate
 from scpo_ray.records import ALL_COMMUNITIES
 from scpo_ray.reporting import figures
 from scpo_ray.reporting.evidence import interval_of
-from scpo_ray.reporting.numbers import p_value, points, points_interval
+from scpo_ray.reporting.numbers import p_value, percent, points, points_interval
 from scpo_ray.reporting.summary import FEW_CLUSTERS, verdict
 from scpo_ray.reporting.templating import environment
 
@@ -59,7 +59,18 @@ class ModelPage:
         equal = [name for name in self.models if self._scores_all_equal(name)]
         if equal:
             found.append(f"{', '.join(equal)} gives every pair equal rewards: its 50% is no measurement.")
+        cut = [f"{name} ({percent(self._cut_most(name))})" for name in self.models if self._cut_most(name) >= _MUCH_CUT]
+        if cut:
+            found.append(
+                f"Responses were cut, for being longer than format.max_tokens with their context, by {', '.join(cut)} in the "
+                "community where most were: models that see different parts of a text are not compared fairly; raise it."
+            )
         return found
+
+    def _cut_most(self, model: str) -> float:
+        """The largest share of responses that this model saw cut, over communities."""
+        shares = [values["truncated_share"] for (_, name), values in self.diagnostics.items() if name == model]
+        return max((share for share in shares if not math.isnan(share)), default=0.0)
 
     def _scores_all_equal(self, model: str) -> bool:
         shares = [values["share_of_ties"] for (_, name), values in self.diagnostics.items() if name == model]
@@ -77,6 +88,7 @@ def _said(row: Mapping) -> str:
 
 
 _LEVEL = 0.05
+_MUCH_CUT = 0.01
 
 
 def render_models(page: ModelPage) -> str:

@@ -25,7 +25,9 @@ def plain(value: float | None) -> str:
 
 
 def significant(value: float | None) -> str:
-    """Three significant digits: 0.70000 -> 0.7, 12.345 -> 12.3; a dash where there is none."""
+    """Three significant digits: 0.70000 -> 0.7, 12.345 -> 12.3, infinity -> ∞; a dash where there is none."""
+    if value is not None and math.isinf(value):
+        return "∞"
     return NONE if value is None or math.isnan(value) else f"{value:.3g}".replace("-", "−")
 
 

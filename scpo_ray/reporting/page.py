@@ -55,6 +55,8 @@ class Page:
     leakage_warnings: Sequence[str]
     rejected: Sequence[Mapping]
     suspicious: Sequence[Mapping]
+    steps: str
+    """Whether the arms were trained for equally many steps, in words."""
     num_rejected: int
     num_suspicious: int
     planted: Sequence[PlantedRow]
@@ -99,6 +101,7 @@ def render(page: Page) -> str:
                 leaks=page.leakage_warnings,
                 comparisons=page.evidence.comparisons,
                 ties=page.evidence.ties,
+                most_cut=page.evidence.most_cut,
             ),
             plates=_drawn(page),
             few_clusters=FEW_CLUSTERS,

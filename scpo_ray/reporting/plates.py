@@ -41,7 +41,7 @@ def plates(results: Sequence[ModelResult], evidence: Evidence, *, strategies: Se
     if evidence.calibration:
         caption = (
             "Confidence against accuracy in bins of equal mass, on test pairs; on the diagonal a reward margin means the "
-            "probability that it claims."
+            "probability that it claims. Models of the first seed."
         )
         found.append(Plate("calibration", "calibration", caption, figures.calibration(evidence.calibration)))
     if evidence.opinions:
@@ -56,7 +56,7 @@ def plates(results: Sequence[ModelResult], evidence: Evidence, *, strategies: Se
             "By how much option probabilities are more similar to the community's answers (1 - Jensen-Shannon distance) "
             "than the global model's, on the same test questions. Line: 95% interval."
         )
-        chart = figures.by_community(rows, x_title="Similarity gained")
+        chart = figures.by_community(rows, x_title="Similarity gained", marks_zero=True)
         found.append(Plate("opinions", "opinions", caption, chart))
     return found
 
@@ -145,7 +145,9 @@ def _matrices(evidence: Evidence, label: str) -> list[Plate]:
         chart = figures.heat_map(
             rows, x_title="Test pairs of", y_title="Model for", x_order=communities, y_order=models
         )
-        caption = f"{label}: accuracy of every community's model on every community's test pairs, %."
+        caption = (
+            f"{label}: accuracy of every community's model (of the first seed) on every community's test pairs, %."
+        )
         found.append(Plate("transfer", "transfer", caption, chart))
     names: Sequence[str] = evidence.structure.get("communities", ())
     rows = _cells(evidence.structure, names) if names else []

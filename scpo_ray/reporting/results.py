@@ -33,9 +33,9 @@ class Kept:
     num_kept: int
     effective_sample_size: float
     threshold: float | None = None
-    """τ as applied."""
+    """τ as applied; None where the strategy has none."""
     temperature: float | None = None
-    """β as applied; None where every weight is 1."""
+    """β as applied, infinite where it makes every weight 1; None where the strategy has none."""
     bias: float | None = None
     """`core.selection_rule.bias`; None where it is not known."""
     information: float | None = None

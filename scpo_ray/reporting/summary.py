@@ -8,6 +8,8 @@ from scpo_ray.core.bootstrap import Estimate
 from scpo_ray.reporting.numbers import has_interval, points
 from scpo_ray.reporting.results import ModelResult, strategy_label
 
+_NO_TIES: Mapping[tuple[str, str], tuple[int, int]] = {}
+
 FEW_CLUSTERS = 10
 """Below this many clusters a percentile bootstrap's interval is noticeably too narrow."""
 
@@ -165,20 +167,22 @@ def warnings(
     failures: int,
     leaks: Sequence[str] = (),
     comparisons: Sequence[Mapping] = (),
-    ties: Sequence[tuple[str, str]] = (),
+    ties: Mapping[tuple[str, str], tuple[int, int]] = _NO_TIES,
+    most_cut: float = 0.0,
 ) -> list[str]:
     """What a reader must know before believing the main strategy's numbers, most serious first.
 
     Args:
-        ties: (arm, community) whose model gives every pair equal rewards.
+        most_cut: the largest share of a community's test responses that were cut to format.max_tokens.
+        ties: (arm, community) -> how many of how many seeds' models give every pair equal rewards.
     """
     main = [result for result in results if result.strategy == strategy]
-    found = [
-        f"The {'global model' if arm == 'global' else f'model of {strategy_label(arm)}'} gives all pairs of {community} "
-        "equal rewards: its 50% is no measurement, and what is compared with it is none either."
-        for arm, community in ties
-        if arm in ("global", strategy)
-    ]
+    found = [_tied(arm, community, *counts) for (arm, community), counts in ties.items()]
+    if most_cut >= _MUCH_CUT:
+        found.append(
+            f"Up to {100 * most_cut:.1f}% of a community's test responses were longer than format.max_tokens with their "
+            "context, and were cut before they were scored."
+        )
     if failures:
         found.append(
             f"{failures} {'models are' if failures > 1 else 'model is'} missing; the reasons are listed below."
@@ -206,6 +210,20 @@ def warnings(
     return found + _too_small_to_show(spans, comparisons)
 
 
+def _tied(arm: str, community: str, num_tied: int, num_seeds: int) -> str:
+    model = "global model" if arm == "global" else f"model of {strategy_label(arm)}"
+    if num_tied == num_seeds:
+        return (
+            f"The {model} gives all pairs of {community} equal rewards: its 50% is no measurement, and what is compared with "
+            "it is none either."
+        )
+    return (
+        f"The {model} gives all pairs of {community} equal rewards in {num_tied} of {num_seeds} seeds: those count as 50% in "
+        "its mean and measure nothing."
+    )
+
+
+_MUCH_CUT = 0.01
 _TOO_FEW = 6
 """Below this many clusters no pattern of signs is rarer than 5%."""
 _LARGE_EFFECT = 0.05

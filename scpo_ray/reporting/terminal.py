@@ -23,8 +23,8 @@ SHORT_LABELS = {
 }
 _CAPTION = (
     "Accuracy in %; in parentheses the gain over the global model in points, below it the 95% interval. Test pairs: in "
-    "parentheses annotators, or prompts where there are none. Kept: % of train/test pairs; the ruler (the global "
-    "model) was trained on none of the test pairs. — : no such pairs, or of fewer than two annotators."
+    "parentheses annotators, or prompts where there are none. Kept: % of train/test pairs. — : no such pairs, or of fewer "
+    "than two annotators."
 )
 _COLUMNS = ("", "Test\npairs", "Kept\ntrain/\ntest", "Overall", "Acqui-\nsition", "Reten-\ntion", "Majority")
 

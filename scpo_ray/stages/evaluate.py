@@ -88,7 +88,7 @@ def load_inputs(config: Config, directory: RunDirectory) -> Inputs:
         columns=[*_PAIR_COLUMNS, "split"],
         filters=pc.field("split").isin(["validation", "test"]),
     )
-    scores = directory.read_table("scores/scores.parquet", columns=["response_id", "reward", "num_tokens"])
+    scores = directory.read_table("scores/scores.parquet", columns=["response_id", "reward", "num_tokens", "truncated"])
     shares = OPTION_SHARES.empty_table()
     if "option_shares.parquet" in directory.names(recipes.PREPARED):
         shares = directory.read_table("prepared/option_shares.parquet", filters=pc.field("split") != "train")
@@ -200,7 +200,8 @@ class _Results:
     def _measure(self, own: PairSet, by_arm: Mapping[str, Mapping[str, list[np.ndarray]]]) -> None:
         measurer = Measurer(own, self._inputs.majority, self._config.evaluate, seed=self._config.seed)
         for arm, replicates in by_arm["overall"].items():
-            self.metrics += measurer.rows(arm, own=replicates, majority=by_arm["majority"][arm])
+            full = None if arm in ("global", "none") else by_arm["overall"].get("none")
+            self.metrics += measurer.rows(arm, own=replicates, majority=by_arm["majority"][arm], full=full)
         for metric, pairs in (("overall", own), ("majority", self._inputs.majority)):
             self.about[own.name, metric] = pairs
             self.correct[own.name, metric] = {

@@ -15,7 +15,7 @@ from scpo_ray.config import Config
 from scpo_ray.records import ModelName
 from scpo_ray.reporting.evidence import Evidence
 from scpo_ray.reporting.examples import Example, PlantedRow, choose_examples, planted_rows, shortened
-from scpo_ray.reporting.exports import exports, model_markdown
+from scpo_ray.reporting.exports import exports, global_markdown, model_markdown
 from scpo_ray.reporting.page import Page, Provenance, render
 from scpo_ray.reporting.results import Kept, ModelResult, results_from
 from scpo_ray.reporting.summary import leakage_warnings
@@ -28,6 +28,9 @@ from scpo_ray.training.model_card import with_measurements
 REPORT = "report.html"
 _NO_FAILURES: Mapping[ModelName, str] = MappingProxyType({})
 _NUM_LISTED_ROWS = 20
+_OTHER_RULER_CARD = (
+    "Not measured by itself: it is the ruler of the control `other_ruler`, and no model starts from it.\n"
+)
 _TRAINING_KEYS = ("num_pairs", "num_steps", "num_tokens", "num_padded_tokens", "wall_time_s")
 
 
@@ -56,6 +59,11 @@ def _fill_model_cards(config: Config, directory: RunDirectory, page: Page) -> No
         card = directory.read_text(f"{manifest.name}/README.md")
         table = model_markdown(page, arm=name.arm, community=name.community)
         directory.write_file(f"{manifest.name}/README.md", with_measurements(card, table).encode())
+    rulers = {recipes.GLOBAL_MODEL: global_markdown(page), recipes.OTHER_RULER: _OTHER_RULER_CARD}
+    for name, table in rulers.items():
+        if "README.md" in directory.names(name):
+            card = directory.read_text(f"{name}/README.md")
+            directory.write_file(f"{name}/README.md", with_measurements(card, table).encode())
 
 
 def terminal_table(config: Config) -> Table:
@@ -86,6 +94,7 @@ def gather(config: Config, failures: Mapping[ModelName, str] = _NO_FAILURES) -> 
         splits=prepared["communities"],
         kept=_kept(config, directory),
         ruler=_ruler(config, prepared["majority"]),
+        steps=_steps(config),
         sources=prepared["sources"],
         leakage=prepared["leakage"],
         leakage_warnings=leakage_warnings(prepared["leakage"], split_by=config.prepare.split_by),
@@ -181,6 +190,12 @@ def _ruler(config: Config, majority: list[str]) -> str:
         "from a test pair. It agrees more with pairs that it learned from, so the share of test pairs is the one to "
         "compare."
     )
+
+
+def _steps(config: Config) -> str:
+    if config.train.equal_steps:
+        return "Every arm of a community takes the optimiser steps of full fine-tuning."
+    return "Arms take equal epochs over what they keep: one that keeps half of the pairs takes half of the steps."
 
 
 def _planted(config: Config, directory: RunDirectory) -> list[PlantedRow]:

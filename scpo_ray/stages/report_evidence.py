@@ -104,10 +104,11 @@ def _curve(
 
 
 def _threshold(config: Config, directory: RunDirectory, arm: Arm, communities: Collection[str]) -> float:
-    """τ as applied, mean over the communities: they differ where it is found from the data."""
+    """τ as applied, mean over the communities: they differ where it is found from the data. NaN for a strategy without."""
     decided = recipes.checked(directory, recipes.decisions(config, directory, arm)).statistics["communities"]
     assert isinstance(decided, dict)
-    return float(np.mean([decided[community]["constants"]["agreement_threshold"] for community in communities]))
+    found = [decided[community]["constants"]["agreement_threshold"] for community in communities]
+    return float("nan") if None in found else float(np.mean(found))
 
 
 def _number(manifest: Manifest, key: str) -> float:

@@ -1,7 +1,6 @@
 """Which pairs a community's reward model learns from, and how strongly: the decision ledger."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +34,7 @@ def run(config: Config) -> list[Manifest]:
                     pairs, scores, config.select, arm, majority=majority_of(directory), seed=config.seed
                 )
                 draft.write_table("decisions.parquet", ledger)
-                draft.statistics |= statistics(ledger, pairs, found)
+                draft.statistics |= statistics(ledger, pairs, arm, found)
             made = directory.require(recipe.name, job="select")
         manifests.append(made)
     return manifests
@@ -158,7 +157,7 @@ _TRAINING_COLUMNS = (
 """What a training reads of a pair beside its weight; response ids are hashes of the texts."""
 
 
-def statistics(ledger: pa.Table, pairs: pa.Table, found: Mapping[str, Constants]) -> dict[str, object]:
+def statistics(ledger: pa.Table, pairs: pa.Table, arm: Arm, found: Mapping[str, Constants]) -> dict[str, object]:
     """Per community: τ and β, kept share by split, effective sample size, and a hash of what training would read."""
     columns = [pairs[name].to_pylist() for name in _TRAINING_COLUMNS]
     names = ledger["community"].to_numpy(zero_copy_only=False)
@@ -177,9 +176,7 @@ def statistics(ledger: pa.Table, pairs: pa.Table, found: Mapping[str, Constants]
             "kept_share": {split: _share(kept[of_community & (splits == split)]) for split in ("train", "test")},
             "effective_sample_size": round(effective_sample_size(weights[train]), 1),
             "offered": _num_items(pairs.filter(pa.array(of_community & offered))),
-            "constants": {
-                name: value if np.isfinite(value) else None for name, value in asdict(found[community]).items()
-            },
+            "constants": found[community].used_by(arm.strategy, training_share=arm.training_share),
         }
         rows = np.flatnonzero(train | (of_community & (splits == "validation")))
         rows = rows[np.argsort(identifiers[rows])]

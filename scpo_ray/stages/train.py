@@ -1,5 +1,6 @@
 """One reward model per community and strategy, all in one Ray Train job."""
 
+import math
 from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
@@ -157,6 +158,15 @@ def check_enough(community: str, num_kept: int, min_pairs: int) -> None:
         )
 
 
+def _constants_of(decided: dict) -> dict[str, object]:
+    """For the card: τ and β as applied, where the strategy uses them."""
+    threshold, temperature = (decided["constants"][name] for name in ("agreement_threshold", "weight_temperature"))
+    found: dict[str, object] = {} if threshold is None else {"agreement threshold": threshold}
+    if temperature is not None:
+        found["weight temperature"] = temperature if math.isfinite(temperature) else "infinite: every weight is 1"
+    return found
+
+
 def _task(
     config: Config, directory: RunDirectory, recipe: Recipe, arm: Arm, name: ModelName, decided: dict
 ) -> TrainingTask:
@@ -182,8 +192,7 @@ def _task(
             "name": str(name),
             "community": name.community,
             "arm": arm.name,
-            "agreement threshold": decided["constants"]["agreement_threshold"],
-            "weight temperature": decided["constants"]["weight_temperature"] or "infinite: every weight is 1",
+            **_constants_of(decided),
             "start": "the run's global reward model",
             "data": list(config.prepare.datasets),
             "licence of the data": licence_of(config.prepare.datasets),

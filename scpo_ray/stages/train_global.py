@@ -64,13 +64,12 @@ def plan(config: Config, directory: RunDirectory, *, other: bool = False) -> Tra
     """
     recipe = recipes.global_model(config, directory, other=other)
     communities = _communities(config, directory)
-    size = len(
-        directory.read_table(
-            "prepared/pairs.parquet",
-            columns=["pair_id"],
-            filters=pc.field("community").isin(communities) & (pc.field("split") == "train"),
-        )
+    pairs = directory.read_table(
+        "prepared/pairs.parquet",
+        columns=["annotator_id"],
+        filters=pc.field("community").isin(communities) & (pc.field("split") == "train"),
     )
+    size, annotators = len(pairs), pc.count_distinct(pairs["annotator_id"]).as_py()
     if not size:
         raise DataError(f"train_global.communities: {', '.join(communities)} have no training pairs; name others")
     return TrainingTask(
@@ -89,6 +88,7 @@ def plan(config: Config, directory: RunDirectory, *, other: bool = False) -> Tra
             "start": config.train_global.model or "from scratch",
             "data": list(config.prepare.datasets),
             "licence of the data": licence_of(config.prepare.datasets),
+            "training annotators": annotators or "aggregates, no annotators",
         },
     )
 

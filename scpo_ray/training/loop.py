@@ -1,6 +1,7 @@
 """One training from start to saved artifact, on every rank of a worker group."""
 
 import copy
+import gc
 import math
 import os
 import shutil
@@ -176,6 +177,13 @@ class Trainer:
 
 def train(task: TrainingTask, bases: BaseModels, *, device: torch.device, progress: Progress) -> TrainingSummary | None:
     """Train, from the last checkpoint if there is one, and write the artifact. The summary on rank 0, None elsewhere."""
+    try:
+        return _train(task, bases, device, progress)
+    finally:
+        gc.collect()  # an engine is part of cycles with its weights and optimiser: dozens would lie about before Python looks
+
+
+def _train(task: TrainingTask, bases: BaseModels, device: torch.device, progress: Progress) -> TrainingSummary | None:
     trainer = Trainer(task, bases.get(task.start, task.config.attention), device=device)
     checkpoints = Checkpoints(task, trainer)
     checkpoints.resume()

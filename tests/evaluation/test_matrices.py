@@ -56,3 +56,6 @@ def test_communities_that_differ_explain_variance():
     _, variance = community_structure(votes(rows), ["A", "B"], CONFIG, seed=0)
     assert variance.share > 0.5
     assert variance.p_value <= 0.05
+    restarted = [(name, rater.removeprefix(name), chosen, rejected) for name, rater, chosen, rejected in rows]
+    _, same = community_structure(votes(restarted), ["A", "B"], CONFIG, seed=0)
+    assert same == variance, "numbers that start again in every community are other annotators"

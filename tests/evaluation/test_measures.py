@@ -12,6 +12,7 @@ from scpo_ray.errors import DataError
 from scpo_ray.evaluation.comparisons import compare
 from scpo_ray.evaluation.measures import Measurer, diagnostics, longer_wins
 from scpo_ray.evaluation.pairs import pooled, response_lengths
+from scpo_ray.records import SCORES, table
 from scpo_ray.stages.evaluate import Inputs, check_test_pairs
 from tests.evaluation.pair_sets import pair_set, rewards_with, scores_of
 
@@ -88,11 +89,32 @@ def test_nothing_that_the_global_model_gets_wrong():
     assert "balanced" not in values(rows)
 
 
+def test_beside_full_fine_tuning_pairs_are_compared_one_by_one():
+    """MODEL is right in 2.5 of 5; full fine-tuning, mean over two seeds, in (5 + 0) / 2: half of each pair."""
+    own = pair_set(RULER)
+    full = [np.ones(5), np.zeros(5)]
+    correct = [own.correct(scores_of(rewards_with(MODEL)))]
+    measurer = Measurer(own, own, CONFIG, seed=0)
+    rows = values(measurer.rows("filter_weight", own=correct, majority=correct, full=full))
+    assert rows["overall_beside_full"] == pytest.approx(0.0)
+    assert "overall_beside_full" not in values(measurer.rows("none", own=correct, majority=correct))
+
+
+def test_a_response_that_was_cut_counts_once():
+    """Five pairs over ten responses, of which the model saw one cut; other responses do not count."""
+    scores = scores_of(rewards_with(MODEL) | {"elsewhere": 0.0}).to_pylist()
+    for row in scores:
+        row["truncated"] = row["response_id"] in ("c0", "elsewhere")
+    test = pair_set(RULER)
+    assert len(test) == 5 and test.truncated_share(table(scores, SCORES)) == 0.1
+    assert math.isnan(pair_set(()).truncated_share(table(scores, SCORES)))
+
+
 def test_diagnostics_by_hand():
     test, validation = pair_set(RULER), pair_set((1.0, 2.0, -1.0))
     found = diagnostics(test, validation, scores_of(rewards_with(MODEL)))
     assert found["mean_margin"] == pytest.approx(-0.4)
-    assert found["share_of_ties"] == 0.2
+    assert found["share_of_ties"] == 0.2 and found["truncated_share"] == 0
     assert found["temperature"] == pytest.approx(fit_temperature(np.array([1.0, -1.0, 1.0])))  # MODEL's on those pairs
     without = diagnostics(test, None, scores_of(rewards_with(MODEL)))
     assert math.isnan(without["temperature"]) and math.isnan(without["calibration_error_at_temperature"])

@@ -52,6 +52,8 @@ def test_by_hand():
     assert found["uniform"]["value"] == found["majority"]["value"] == pytest.approx(half)
     assert (found["none"]["num_questions"], found["majority"]["num_questions"]) == (2, 1)
     assert found["uniform"]["temperature"] is None
+    assert (found["none"]["num_at_bound"], found["none"]["num_replicates"]) == (0, 1)
+    assert found["uniform"]["num_replicates"] == 0
 
 
 def test_gains_are_paired_with_the_global_model_on_the_same_questions():
@@ -67,6 +69,7 @@ def test_a_model_of_the_other_opinion_is_no_better_than_uniform():
     """No temperature makes it right: the fit goes to its bound, where all options are nearly alike."""
     found = rows_for(none=rewards(-3.0))
     assert found["none"]["temperature"] == pytest.approx(100)
+    assert (found["none"]["num_at_bound"], found["none"]["num_replicates"]) == (1, 1)
     expected = 1 - jensen_shannon_distance(
         option_probabilities(np.array([-3.0, 0.0]), temperature=100), np.array(SHARES)
     )

@@ -93,7 +93,7 @@ def test_the_page_of_models_from_elsewhere(browser, tmp_path):
     comparison |= {"difference": 0.06, "low": 0.01, "high": 0.11, "p_value": 0.01, "p_holm": 0.03, "detectable": 0.05}
     comparison |= {"num_pairs": 120, "num_clusters": 12}
     measures = ("mean_margin", "adaptive_calibration_error", "temperature", "calibration_error_at_temperature")
-    values = dict.fromkeys((*measures, "length_correlation", "share_of_ties"), 0.5)
+    values = dict.fromkeys((*measures, "length_correlation", "share_of_ties", "truncated_share"), 0.5)
     content = ModelPage(
         title="Two models",
         run_dir="runs/compare",

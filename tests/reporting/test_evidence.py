@@ -32,8 +32,8 @@ def test_communities_are_named_by_what_their_interval_says():
 def test_no_community_differs():
     words = Evidence(distances=[distance("Near", 0.01, -0.02, 0.04)]).distance_words
     assert words == (
-        "For no community is the global model less accurate than on the majority's own test pairs. No difference is shown "
-        "for Near (interval spans zero)."
+        "For no community is it shown that the global model is less accurate than on the majority's own test pairs. No "
+        "difference is shown for Near (interval spans zero)."
     )
     assert Evidence().distance_words == ""
 
@@ -75,7 +75,9 @@ def test_seed_noise_is_that_of_all_communities_together():
 
 def point(arm: str, share: float, num_pairs: int, flops: float, accuracy: float, num_seeds: int = 1) -> CurvePoint:
     line = "full fine-tuning" if arm.startswith("none") else "SCPO"
-    return CurvePoint(arm, line, 0.7, share, num_pairs, flops, {"overall": Estimate(accuracy, 0, 1, 9, 9)}, num_seeds)
+    beside = Estimate(accuracy - 0.62, accuracy - 0.64, accuracy - 0.6, 9, 9)
+    estimates = {"overall": Estimate(accuracy, 0, 1, 9, 9), "overall_beside_full": beside}
+    return CurvePoint(arm, line, 0.7, share, num_pairs, flops, estimates, num_seeds)
 
 
 class TestEfficiency:
@@ -90,8 +92,9 @@ class TestEfficiency:
         words = Evidence(curve=[*curve, point("filter_weight-tau-0.5", 1, 50, 1e12, 0.7)]).efficiency
         assert words == (
             "SCPO trains on 60% of the pairs of full fine-tuning, at 75% of its training compute (without scoring the pairs "
-            "once). It reaches full fine-tuning's overall accuracy with 120 pairs per community (30%) and 3.0e+12 FLOP "
-            "(38%); the points' intervals overlap where the plot shows it."
+            "once). Beside full fine-tuning on all pairs, overall: +1.0 points [−1.0, +3.0] with 120 pairs per community (30%) "
+            "and 3.0e+12 FLOP (38%); +3.0 points [+1.0, +5.0] with 240 pairs per community (60%) and 6.0e+12 FLOP (75%). 120 "
+            "pairs are shown to come within 3 points of it (interval)."
         )
 
     def test_never_reached_and_unequal_seeds(self):
@@ -102,7 +105,7 @@ class TestEfficiency:
         ]
         words = Evidence(curve=curve).efficiency
         assert "Full data: means over 3 seeds; smaller shares: one seed each." in words
-        assert words.endswith("At no measured share of the data does it reach full fine-tuning's overall accuracy.")
+        assert words.endswith("None of them is shown to come within 3 points of it (interval).")
 
     def test_nothing_to_compare(self):
         assert Evidence(curve=[self.FULL]).efficiency == ""
@@ -128,3 +131,28 @@ class TestVariance:
         )
         aggregates = Evidence(structure={"has_annotators": False, "variance": {}}).variance_words
         assert aggregates.endswith("the data are aggregates without annotators.")
+
+
+def test_a_global_model_without_an_opinion_is_named():
+    rows = [
+        {"arm": arm, "community": community, "num_at_bound": number}
+        for arm, community, number in (("global", "Here", 1), ("global", "There", 0), ("none", "There", 3))
+    ]
+    assert Evidence(opinions=rows).opinion_words.startswith(
+        "For Here no temperature makes the global model's rewards an"
+    )
+    assert Evidence(opinions=rows[1:]).opinion_words == ""
+
+
+def test_ties_and_cuts_are_gathered_from_the_diagnostics():
+    rows = [
+        {"arm": "none", "community": "Here", "replicate": seed, "measure": "share_of_ties", "value": value}
+        for seed, value in enumerate((1.0, 0.2, 1.0))
+    ]
+    rows += [
+        {"arm": arm, "community": community, "replicate": 0, "measure": "truncated_share", "value": value}
+        for arm, community, value in (("global", "Here", 0.1), ("global", "There", math.nan), ("none", "There", 0.9))
+    ]
+    assert Evidence(diagnostics=rows).ties == {("none", "Here"): (2, 3)}
+    assert Evidence(diagnostics=rows).most_cut == 0.1
+    assert Evidence().most_cut == 0.0

@@ -20,7 +20,7 @@ def test_opinions_have_a_panel_for_each_community_and_a_line_for_each_model():
     rows = [
         {"community": community, "arm": arm, "value": 0.7, "low": 0.6, "high": 0.8, "gain": gain}
         | {"gain_low": gain and gain - 0.02, "gain_high": gain and gain + 0.02}
-        | {"num_questions": 30, "num_clusters": 20, "temperature": None}
+        | {"num_questions": 30, "num_clusters": 20, "temperature": None, "num_at_bound": 0, "num_replicates": 0}
         for community in ("Here", "There")
         for arm, gain in (("global", None), ("filter_weight", 0.1), ("uniform", -0.1), ("majority", math.nan))
     ]

@@ -172,14 +172,24 @@ class TestWarnings:
 
     def test_a_model_that_scores_everything_equal(self):
         found = warnings(
-            [result("A", DOWN)], strategy=MAIN, failures=0, ties=[("global", "A"), (MAIN, "A"), ("none", "A")]
+            [result("A", DOWN)],
+            strategy=MAIN,
+            failures=0,
+            ties={("global", "A"): (1, 1), (MAIN, "A"): (3, 3), ("none", "A"): (1, 3)},
         )
         assert found == [
             "The global model gives all pairs of A equal rewards: its 50% is no measurement, and what is compared with it is "
             "none either.",
             "The model of SCPO (filter + weight) gives all pairs of A equal rewards: its 50% is no measurement, and what is "
             "compared with it is none either.",
+            "The model of full fine-tuning gives all pairs of A equal rewards in 1 of 3 seeds: those count as 50% in its mean "
+            "and measure nothing.",
         ]
+
+    def test_responses_that_were_cut(self):
+        assert warnings([result("A", DOWN)], strategy=MAIN, failures=0, most_cut=0.009) == []
+        (found,) = warnings([result("A", DOWN)], strategy=MAIN, failures=0, most_cut=0.25)
+        assert found.startswith("Up to 25.0% of a community's test responses were longer than format.max_tokens")
 
     def test_what_a_sample_cannot_show(self):
         row = {"arm": MAIN, "against": "global", "metric": "overall", "p_holm": 1.0}

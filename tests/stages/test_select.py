@@ -256,7 +256,7 @@ class TestContentHash:
 
         def content_hashes(pairs: pa.Table) -> dict:
             ledger, constants = decide(pairs)
-            return select.statistics(ledger, pairs, constants)["content_hashes"]
+            return select.statistics(ledger, pairs, arm, constants)["content_hashes"]
 
         before = content_hashes(pairs)
         rows = pairs.to_pylist()

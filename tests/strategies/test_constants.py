@@ -81,6 +81,29 @@ def test_what_is_expected_is_of_the_strategy(strategy, tau, beta):
     assert one.information == pytest.approx(information(calibrated, threshold=tau, temperature=beta))
 
 
+def test_random_pairs_tell_by_their_number():
+    """As many as the filter keeps, each like any other; a share of the data leaves that share."""
+    kept = float((math.log(0.7 / 0.3) > MARGINS).mean())
+    assert found("random").information == pytest.approx(kept) and found("random").bias == 0
+    assert found("none").used_by("none", training_share=0.25)["information"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "tau", "beta"),
+    [
+        ("filter_weight", 0.7, 1.1),
+        ("filter", 0.7, None),
+        ("weight", None, 1.1),
+        ("none", None, None),
+        ("random", 0.7, None),
+    ],
+)
+def test_only_numbers_that_a_strategy_uses_are_stated(strategy, tau, beta):
+    stated = found(strategy).used_by(strategy)
+    assert (stated["agreement_threshold"], stated["weight_temperature"]) == (tau, beta)
+    assert found("uncertainty").used_by("uncertainty")["bias"] is None, "what is not known is not stated either"
+
+
 def test_nothing_is_foretold_of_controls_that_are_neither_filter_nor_weights():
     for strategy in ("uncertainty", "keep_fraction", "inverse_weight"):
         assert math.isnan(found(strategy).bias) and math.isnan(found(strategy).information)

@@ -1,6 +1,6 @@
 """The numbers that a community's pairs are selected with: as configured, or found from the data where they are `auto`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +10,9 @@ from scpo_ray.config import SelectConfig, SelectionStrategy
 from scpo_ray.core import selection_rule
 from scpo_ray.core.calibration import TEMPERATURE_BOUNDS, fit_temperature
 from scpo_ray.errors import DataError
+
+_USE_TAU = ("filter_weight", "filter", "random", "keep_fraction", "other_ruler")
+_USE_BETA = ("filter_weight", "weight", "inverse_weight", "keep_fraction", "other_ruler")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,16 @@ class Constants:
     known."""
     information: float
     """`core.selection_rule.information`; NaN likewise."""
+
+    def used_by(self, strategy: SelectionStrategy, *, training_share: float = 1.0) -> dict[str, float | None]:
+        """What there is to say of an arm: None for a number that its strategy does not use, or that is not known.
+
+        Args:
+            training_share: share of the pairs that the arm may use at all; information falls with it.
+        """
+        found = asdict(self) | {"information": self.information * training_share}
+        unused = {"agreement_threshold": strategy not in _USE_TAU, "weight_temperature": strategy not in _USE_BETA}
+        return {name: None if unused.get(name) or np.isnan(value) else float(value) for name, value in found.items()}
 
 
 def global_temperature(majority_margins: Float[np.ndarray, " pairs"]) -> float:
@@ -74,6 +87,8 @@ def constants(
         weight_temperature = beta * unit
     beta = weight_temperature / unit
     bias, information = _expected(strategy, calibrated, tau, beta)
+    if strategy == "random" and len(margins):  # as many pairs as the filter keeps, each alike
+        information = float((margins < logit(threshold) * (temperature if config.calibrate else 1.0)).mean())
     return Constants(threshold, weight_temperature, temperature if config.calibrate else 1.0, bias, information)
 
 
