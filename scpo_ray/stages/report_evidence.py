@@ -108,7 +108,7 @@ def _threshold(config: Config, directory: RunDirectory, arm: Arm, communities: C
     decided = recipes.checked(directory, recipes.decisions(config, directory, arm)).statistics["communities"]
     assert isinstance(decided, dict)
     found = [decided[community]["constants"]["agreement_threshold"] for community in communities]
-    return float("nan") if None in found else float(np.mean(found))
+    return float("nan") if None in found else round(float(np.mean(found)), 12)
 
 
 def _number(manifest: Manifest, key: str) -> float:
