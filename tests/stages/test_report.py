@@ -423,6 +423,15 @@ class TestPage:
         assert card.count("| overall | 61.5% | [58.0, 65.0] | 474 (22) |") == 1
         assert "| majority gain | −17.1 points | [−19.0, −15.0] | 1,000 (40) |" in card
         assert "Not yet" not in card and card.endswith(f"{LIMITS}\n\nRead them.\n")
+        ruler = directory.read_text(f"{recipes.GLOBAL_MODEL}/README.md")
+        assert ruler.count("| Brevia | 61.2% | [58.0, 64.0] | 474 (22) |") == 1
+        assert ruler.count("| the majority | 77.1% | [76.0, 78.0] | 1,000 (40) |") == 1 and "Not yet" not in ruler
+
+    def test_whether_arms_took_equal_steps_is_said(self, config):
+        """A filter that keeps half of the pairs learns for half as long, unless steps are made equal."""
+        assert "Arms take equal epochs over what they keep" in page_of(config)
+        equal = config.model_copy(update={"train": config.train.model_copy(update={"equal_steps": True})})
+        assert report._steps(equal) == "Every arm of a community takes the optimiser steps of full fine-tuning."
 
     def test_figures_and_tables_as_files(self, config):
         page_of(config)

@@ -59,7 +59,8 @@ def constants(
     Args:
         config: with the arm's threshold.
         strategy: the arm's.
-        margins: r⁺ - r⁻ of the community's training pairs; their signs, the labels, are not used.
+        margins: r⁺ - r⁻ of the community's training pairs. Their signs, the labels, have no part in τ and β; how many pairs the
+            control `random` draws follows from them.
         temperature: `global_temperature`.
 
     Raises:
