@@ -141,3 +141,38 @@ def cosine(first: Counter[str], second: Counter[str]) -> float:
     dot = sum(number * second[gram] for gram, number in first.items())
     norms = math.sqrt(sum(n * n for n in first.values())) * math.sqrt(sum(n * n for n in second.values()))
     return dot / norms if norms else 0.0
+
+
+def shaped_rewards(
+    score: float, log_probs: Sequence[float], reference_log_probs: Sequence[float], coefficient: float
+) -> list[float]:
+    """One response's: -c (log π - log π_ref) at every token, the score at the last."""
+    rewards = [-coefficient * (own - other) for own, other in zip(log_probs, reference_log_probs, strict=True)]
+    rewards[-1] += score
+    return rewards
+
+
+def generalized_advantages(
+    rewards: Sequence[float], values: Sequence[float], discount: float, trace_decay: float
+) -> list[float]:
+    """One response's, by the definition: Σ_k (γλ)^k δ_{t+k}."""
+    errors = [
+        rewards[t] + (discount * values[t + 1] if t + 1 < len(values) else 0.0) - values[t] for t in range(len(values))
+    ]
+    return [
+        sum((discount * trace_decay) ** k * errors[t + k] for k in range(len(values) - t)) for t in range(len(values))
+    ]
+
+
+def clipped_surrogate(
+    ratio: float, advantage: float, clip_low: float, clip_high: float, dual_clip: float | None
+) -> float:
+    """One token's."""
+    surrogate = min(ratio * advantage, min(max(ratio, 1 - clip_low), 1 + clip_high) * advantage)
+    return max(surrogate, dual_clip * advantage) if dual_clip is not None and advantage < 0 else surrogate
+
+
+def clipped_value_error(value: float, old: float, target: float, clip: float) -> float:
+    """One token's, before the half."""
+    near = min(max(value, old - clip), old + clip)
+    return max((value - target) ** 2, (near - target) ** 2)
