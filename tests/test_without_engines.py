@@ -68,3 +68,10 @@ def test_score_and_train_without_engines():
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("lowered")
+
+
+def test_a_trial_of_a_search_loads_no_model_library():
+    """It selects and waits: with no torch in its process it cannot run the global model, and it starts in half the time."""
+    program = "import sys, scpo_ray.stages.trial, scpo_ray.training.queue; raise SystemExit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

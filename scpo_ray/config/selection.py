@@ -48,8 +48,8 @@ class SelectConfig(Section):
     """τ, probability. Lower keeps fewer pairs. auto: for each community the lowest that leaves `auto_information`."""
 
     weight_temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = 1.1
-    """β, reward units. Lower down-weights disagreement faster. auto: the one with which, at this τ, a community that does
-    not differ is left alone."""
+    """β, reward units. Lower down-weights disagreement faster. auto: the one that, at this τ, leaves the scale of the
+    community's rewards where full fine-tuning would."""
 
     auto_information: float = Field(default=0.9, gt=0, lt=1)
     """Share of what all pairs tell that an automatic τ must leave: the statistical efficiency of telling a community that

@@ -31,6 +31,8 @@ class Provenance:
     """(artifact, seconds, content hash), in data-flow order."""
     trainings: Sequence[Mapping]
     """Per reward model: name, num_pairs, num_steps, num_tokens, num_padded_tokens, wall_time_s, content_hash."""
+    searches: Sequence[str] = ()
+    """Names of searches in the run directory; each has a page."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scpo_ray import models
+from scpo_ray import model_files, models
 from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
 from scpo_ray.config import Config, PairFilesConfig
 from scpo_ray.core.bootstrap import cluster_bootstrap_mean
@@ -52,12 +52,14 @@ def run(config: Config) -> str:
     """
     _check_names(config)
     directory = RunDirectory(config.run_dir)
-    folders = {address: models.resolve(address) for address in config.evaluate.models}
+    folders = {address: model_files.resolve(address) for address in config.evaluate.models}
     for folder in folders.values():
         models.check(folder, may_lack_head=False, max_tokens=config.format.max_tokens)
     seen = [_contexts_of(address, config) for address in config.evaluate.trained_on]
     prepare.run(config)
-    recipe = _recipe(config, directory, {name: models.content_hash(folder) for name, folder in folders.items()}, seen)
+    recipe = _recipe(
+        config, directory, {name: model_files.content_hash(folder) for name, folder in folders.items()}, seen
+    )
     if recipe.is_made(directory, rebuild=config.rebuild) is None:
         _make(config, directory, recipe, folders, _inputs(config, directory, set().union(*seen)))
     page = _page(config, directory.require(recipe.name, job="evaluate"))

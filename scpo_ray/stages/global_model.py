@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scpo_ray import models
+from scpo_ray import model_files
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.stages.recipes import GLOBAL_MODEL
 
@@ -11,7 +11,7 @@ REFERENCE = "reference.json"
 
 
 def global_model_address(directory: RunDirectory) -> str:
-    """A folder, `package:` address or hub name that `models.resolve` understands."""
+    """A folder, `package:` address or hub name that `model_files.resolve` understands."""
     if REFERENCE in directory.names(GLOBAL_MODEL):
         return str(directory.read_json(f"{GLOBAL_MODEL}/{REFERENCE}")["address"])
     return str(directory.fetch(GLOBAL_MODEL))
@@ -19,4 +19,4 @@ def global_model_address(directory: RunDirectory) -> str:
 
 def global_model_folder(directory: RunDirectory) -> Path:
     """The local folder of the global model."""
-    return models.resolve(global_model_address(directory))
+    return model_files.resolve(global_model_address(directory))

@@ -91,6 +91,7 @@ def _check_training_communities(config: Config, known: Iterable[str]) -> None:
     """Before anything expensive starts: both trainings' communities occur."""
     check_known("train.communities", config.train.communities, known)
     check_known("train_global.communities", config.train_global.communities, known)
+    check_known("per_community", tuple(config.per_community), known)
 
 
 def _check_unique(pairs: pa.Table) -> None:

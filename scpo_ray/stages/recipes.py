@@ -2,12 +2,12 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from scpo_ray import models
+from scpo_ray import model_files
 from scpo_ray.artifacts import Manifest, Recipe, RunDirectory, content_hash_of
-from scpo_ray.config import Arm, Config
+from scpo_ray.config import Arm, Config, Value
 from scpo_ray.errors import ArtifactError, ConfigError
 from scpo_ray.records import ModelName, safe_name
 
@@ -75,7 +75,9 @@ def scores(config: Config, run: RunDirectory, *, other: bool = False) -> Recipe:
 
 def score_precision(config: Config) -> str:
     """`score.precision`, auto resolved."""
-    return models.resolved_precision(config.score.precision, on_gpu=config.score.gpus_per_scorer > 0)
+    from scpo_ray.models import resolved_precision  # with torch; most who ask for a recipe need none
+
+    return resolved_precision(config.score.precision, on_gpu=config.score.gpus_per_scorer > 0)
 
 
 def decisions(config: Config, run: RunDirectory, arm: Arm) -> Recipe:
@@ -87,6 +89,8 @@ def decisions(config: Config, run: RunDirectory, arm: Arm) -> Recipe:
     }
     identity |= {"select.agreement_threshold": arm.agreement_threshold, "training share": arm.training_share}
     identity["seed"] = config.seed
+    own = {community: _of_section(settings, "select") for community, settings in config.per_community.items()}
+    identity |= {f"per_community.{community}": settings for community, settings in own.items() if settings}
     of_ruler = scores(config, run, other=arm.strategy == "other_ruler")
     inputs = {
         PREPARED: checked(run, prepared(config)).content_hash,
@@ -100,11 +104,12 @@ def reward_model(config: Config, run: RunDirectory, arm: Arm, name: ModelName) -
     decided = checked(run, decisions(config, run, arm))
     hashes = decided.statistics["content_hashes"]
     assert isinstance(hashes, dict)
-    identity = config.train.identity("train") | config.format.identity("format")
-    if config.train.equal_steps:
+    train = config.for_community(name.community).train
+    identity = train.identity("train") | config.format.identity("format")
+    if train.equal_steps:
         offered = decided.statistics["communities"]
         assert isinstance(offered, dict)
-        identity["offered items"] = offered[name.community]["offered"][config.train.batching]
+        identity["offered items"] = offered[name.community]["offered"][train.batching]
     return Recipe(
         model_folder(config, name),
         "train",
@@ -150,6 +155,10 @@ def checked(run: RunDirectory, recipe: Recipe) -> Manifest:
     return manifest
 
 
+def _of_section(settings: Mapping[str, Value], section: str) -> dict[str, Value]:
+    return {key: value for key, value in settings.items() if key.startswith(f"{section}.")}
+
+
 def content_of(identifiers: Iterable[str]) -> str:
     """A hash of a set of identifiers."""
     return content_hash_of(sorted(identifiers))
@@ -178,7 +187,7 @@ def _local_files(address: str) -> list[Path]:
 
 def _model_content(address: str) -> str:
     """What lies at a model's address: the hub's revision, or a hash of the files."""
-    folder = models.resolve(address)
+    folder = model_files.resolve(address)
     if folder.parent.name == "snapshots":
         return folder.name
     return _hash_model(folder, max(path.stat().st_mtime_ns for path in folder.iterdir()))
@@ -186,7 +195,7 @@ def _model_content(address: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _hash_model(folder: Path, modified_ns: int) -> str:
-    return models.content_hash(folder)
+    return model_files.content_hash(folder)
 
 
 def _hash_file(path: Path) -> str:

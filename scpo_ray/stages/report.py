@@ -291,6 +291,7 @@ def _provenance(config: Config, directory: RunDirectory, trained: Mapping[ModelN
             | {"name": str(name), "content_hash": manifest.content_hash}
             for name, manifest in trained.items()
         ],
+        searches=[name for name in directory.names("tune") if directory.find(f"tune/{name}/result") is not None],
     )
 
 
@@ -302,9 +303,9 @@ def _wall_time_s(manifest: Manifest) -> float:
 
 
 def _differences(given: Mapping, default: Mapping, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted key, value, default) of every setting that is not its default."""
+    """(dotted key, value, default) of every setting that is not its default; one whose keys the user names, as a whole."""
     for key, value in given.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and default[key]:
             yield from _differences(value, default[key], f"{prefix}{key}.")
         elif value != default[key]:
             yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False), json.dumps(default[key], ensure_ascii=False)

@@ -200,13 +200,13 @@ def open_cache(
     address: str, folder: Path, format_config: FormatConfig, score_config: ScoreConfig, *, dropout: bool
 ) -> ScoreCache:
     """The cache of a model under a format and a precision."""
-    from scpo_ray import models
+    from scpo_ray import model_files, models
     from scpo_ray.formatting import Formatter
 
     formatter = Formatter(models.load_tokenizer(folder), format_config)
     precision = f"{score_config.precision}{' with dropout' if dropout else ''}"
     return ScoreCache(
-        address, model_hash=models.content_hash(folder), formatter=formatter.identity, precision=precision
+        address, model_hash=model_files.content_hash(folder), formatter=formatter.identity, precision=precision
     )
 
 

@@ -30,9 +30,7 @@ def run(config: Config) -> list[Manifest]:
         if made is None:
             with recipe.making(directory) as draft:
                 pairs, scores = load_inputs(directory, arm)
-                ledger, found = decide(
-                    pairs, scores, config.select, arm, majority=majority_of(directory), seed=config.seed
-                )
+                ledger, found = decide(pairs, scores, config, arm, majority=majority_of(directory))
                 draft.write_table("decisions.parquet", ledger)
                 draft.statistics |= statistics(ledger, pairs, arm, found)
             made = directory.require(recipe.name, job="select")
@@ -41,7 +39,7 @@ def run(config: Config) -> list[Manifest]:
 
 
 def decide(
-    pairs: pa.Table, scores: pa.Table, config: SelectConfig, arm: Arm, *, majority: Sequence[str], seed: int
+    pairs: pa.Table, scores: pa.Table, config: Config, arm: Arm, *, majority: Sequence[str]
 ) -> tuple[pa.Table, dict[str, Constants]]:
     """One arm's decision for every pair, as a table of the DECISIONS columns in the order of `pairs`; and each
     community's τ and β.
@@ -55,9 +53,9 @@ def decide(
     chosen = scores["reward"].take(pc.index_in(pairs["chosen_id"], position)).to_numpy()
     rejected = scores["reward"].take(pc.index_in(pairs["rejected_id"], position)).to_numpy()
     check_rewards(chosen, rejected)
-    settings = config.model_copy(update={"agreement_threshold": arm.agreement_threshold})
+    settings = {name: _settings(config, arm, name) for name in pc.unique(pairs["community"]).to_pylist()}
     found = _constants(pairs, chosen - rejected, settings, arm, majority)
-    lot = lots(pairs["pair_id"].to_pylist(), seed)
+    lot = lots(pairs["pair_id"].to_pylist(), config.seed)
     probability, weight = np.zeros(len(pairs)), np.zeros(len(pairs))
     kept, reason = np.zeros(len(pairs), dtype=bool), np.full(len(pairs), "", dtype=object)
     for community, _, rows in _community_splits(pairs):
@@ -65,11 +63,11 @@ def decide(
         scale = of_community.margin_temperature
         rewards = (chosen[rows], rejected[rows]) if scale == 1 else (chosen[rows] / scale, rejected[rows] / scale)
         probability[rows] = agreement(
-            chosen_rewards=rewards[0], rejected_rewards=rewards[1], form=config.agreement_form
+            chosen_rewards=rewards[0], rejected_rewards=rewards[1], form=settings[community].agreement_form
         )
         decision = STRATEGIES[arm.strategy](
             PairView(*rewards, probability[rows], lot[rows]),
-            settings.model_copy(
+            settings[community].model_copy(
                 update={
                     "agreement_threshold": of_community.agreement_threshold,
                     "weight_temperature": of_community.weight_temperature,
@@ -79,7 +77,7 @@ def decide(
         kept[rows], weight[rows], reason[rows] = decision.kept, decision.weight, decision.reason
     if arm.training_share < 1:
         is_train = pc.equal(pairs["split"], "train").to_numpy(zero_copy_only=False)
-        left_out = is_train & (lots(pairs["interaction_id"].to_pylist(), seed) >= arm.training_share)
+        left_out = is_train & (lots(pairs["interaction_id"].to_pylist(), config.seed) >= arm.training_share)
         kept[left_out], weight[left_out] = False, 0.0
         reason[left_out] = _NOT_IN_SHARE
     ledger = {
@@ -103,8 +101,16 @@ def majority_of(directory: RunDirectory) -> list[str]:
     return majority
 
 
+def _settings(config: Config, arm: Arm, community: str) -> SelectConfig:
+    """What the arm applies to one community: its own settings, and on a curve the point's threshold."""
+    own = config.for_community(community).select
+    if arm.agreement_threshold == config.select.agreement_threshold:
+        return own
+    return own.model_copy(update={"agreement_threshold": arm.agreement_threshold})
+
+
 def _constants(
-    pairs: pa.Table, margins: np.ndarray, config: SelectConfig, arm: Arm, majority: Sequence[str]
+    pairs: pa.Table, margins: np.ndarray, settings: Mapping[str, SelectConfig], arm: Arm, majority: Sequence[str]
 ) -> dict[str, Constants]:
     """τ and β of every community, from the margins of its training pairs and the majority's labels for validation."""
     splits = {(community, split): rows for community, split, rows in _community_splits(pairs)}
@@ -113,9 +119,9 @@ def _constants(
     nothing = np.array([], dtype=int)
     return {
         community: constants(
-            config, arm.strategy, margins[splits.get((community, "train"), nothing)], temperature=temperature
+            of_community, arm.strategy, margins[splits.get((community, "train"), nothing)], temperature=temperature
         )
-        for community in dict.fromkeys(community for community, _ in splits)
+        for community, of_community in settings.items()
     }
 
 

@@ -14,8 +14,9 @@ from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.prepare import check_known
 from scpo_ray.training.model_card import licence_of
+from scpo_ray.training.queue import TaskState
 from scpo_ray.training.task import StartModel, TrainingTask
-from scpo_ray.training.workers import TaskState, run_tasks
+from scpo_ray.training.workers import run_tasks
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,11 @@ def plan(config: Config, directory: RunDirectory) -> tuple[dict[ModelName, Train
             continue
         directory.remove(recipe.name)  # a stale model, which `rebuild` allows to go, must not outlive a failure
         try:
-            check_enough(name.community, decided[name.community]["num_kept"], config.train.min_pairs)
+            check_enough(
+                name.community,
+                decided[name.community]["num_kept"],
+                config.for_community(name.community).train.min_pairs,
+            )
         except ScpoError as error:
             outcome.failed[name] = str(error)
             continue
@@ -177,17 +182,18 @@ def _task(
             filters=(pc.field("community") == name.community) & (pc.field("split") == "train"),
         )["annotator_id"]
     ).as_py()
+    train = config.for_community(name.community).train
     return TrainingTask(
         recipe=recipe,
         run_address=directory.absolute_address,
         start=StartModel(global_model_address(directory)),
         communities=(name.community,),
         decisions=f"decisions/{arm.name}/decisions.parquet",
-        config=config.train,
+        config=train,
         format_config=config.format,
         seed=recipe.seed,
         size=decided["num_kept"],
-        num_items=decided["offered"][config.train.batching] if config.train.equal_steps else None,
+        num_items=decided["offered"][train.batching] if train.equal_steps else None,
         card={
             "name": str(name),
             "community": name.community,

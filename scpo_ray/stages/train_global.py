@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from scpo_ray import models
+from scpo_ray import model_files, models
 from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.errors import ConfigError, DataError, TrainingError
@@ -125,7 +125,7 @@ def _start_model(config: Config, directory: RunDirectory, *, seed: int) -> Start
     """A pretrained backbone with a head drawn from the seed if it has none, or a fresh model saved for the workers."""
     train = config.train_global
     if train.model is not None:
-        models.check(models.resolve(train.model), may_lack_head=True, max_tokens=config.format.max_tokens)
+        models.check(model_files.resolve(train.model), may_lack_head=True, max_tokens=config.format.max_tokens)
         return StartModel(_for_workers(train.model), new_head_seed=seed)
     responses = directory.read_table("prepared/responses.parquet", columns=["context", "response"]).to_pylist()
     texts = (text for row in responses for text in (*(m["content"] for m in row["context"]), row["response"]))
@@ -140,10 +140,10 @@ def _take_as_it_is(config: Config, directory: RunDirectory, recipe: Recipe) -> M
     address = config.train_global.model
     if address is None:
         raise ConfigError("train_global.epochs: 0 takes a model as it is, but train_global.model is unset; name one")
-    folder = models.resolve(address)
+    folder = model_files.resolve(address)
     models.check(folder, may_lack_head=False, max_tokens=config.format.max_tokens)
     with recipe.making(directory) as draft:
-        draft.content_hash = models.content_hash(folder)
+        draft.content_hash = model_files.content_hash(folder)
         draft.write_json(REFERENCE, {"address": _for_workers(address), "content_hash": draft.content_hash})
     return directory.require(recipe.name, job="train_global")
 

@@ -38,6 +38,7 @@ class PreferenceSet:
 
     def __init__(self, sequences: Sequence[TokenSequence], preferences: Sequence[Preference], *, batching: str) -> None:
         self.sequences = sequences
+        self.preferences = preferences
         self.items = _items(preferences, batching)
         self.num_pairs = len(preferences)
         self._longest = [max(len(sequences[index].input_ids) for index in item.responses) for item in self.items]

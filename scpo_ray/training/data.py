@@ -1,5 +1,7 @@
 """A training's pairs, from the run directory to formatted items."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,8 +17,15 @@ def load_preferences(task: TrainingTask, formatter: Formatter, *, split: str) ->
     Training pairs are those that the decisions keep, with their weights. Validation pairs are all of the communities',
     with weight 1: what is to be predicted does not depend on the strategy.
     """
+    return load_pairs_of(task, formatter, task.communities, split=split)
+
+
+def load_pairs_of(
+    task: TrainingTask, formatter: Formatter, communities: Sequence[str], *, split: str
+) -> PreferenceSet | None:
+    """`load_preferences` for other communities than the task's."""
     run = RunDirectory(task.run_address)
-    is_of_task = pc.field("community").isin(list(task.communities)) & (pc.field("split") == split)
+    is_of_task = pc.field("community").isin(list(communities)) & (pc.field("split") == split)
     pairs = run.read_table("prepared/pairs.parquet", filters=is_of_task)
     weights: dict[str, float] | None = None
     if task.decisions is not None and split == "train":

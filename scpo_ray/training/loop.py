@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
 
-from scpo_ray import models
+from scpo_ray import model_files, models
 from scpo_ray.artifacts import RunDirectory, storage_errors
 from scpo_ray.core.schedules import learning_rate, num_optimizer_steps
 from scpo_ray.errors import DataError, TrainingError
@@ -23,9 +23,14 @@ from scpo_ray.training.batches import Item, PreferenceSet
 from scpo_ray.training.data import load_preferences
 from scpo_ray.training.model_card import model_card
 from scpo_ray.training.step import collate_items, normalizers, part_loss, placeholder_loss
-from scpo_ray.training.task import StartModel, TrainingSummary, TrainingTask, checkpoint_folder
+from scpo_ray.training.task import Observation, StartModel, TrainingSummary, TrainingTask, checkpoint_folder
+from scpo_ray.training.watch import Watcher
 
 Progress = Callable[[int, int, float], None]
+Observe = Callable[[Observation | None], bool]
+"""Told of a watched training's state on every rank, or that there is nothing new; False: stop it."""
+
+_ASK_EVERY_STEPS = 10
 
 
 class BaseModels:
@@ -38,7 +43,7 @@ class BaseModels:
         """A fresh copy of the start model."""
         key = (start, attention)
         if self._loaded is None or self._loaded[0] != key:
-            folder = models.resolve(start.address)
+            folder = model_files.resolve(start.address)
             self._loaded = (key, models.load(folder, attention=attention, new_head_seed=start.new_head_seed))
         loaded = self._loaded[1]
         return models.RewardModel(copy.deepcopy(loaded.model), loaded.tokenizer)
@@ -175,41 +180,87 @@ class Trainer:
             )
 
 
-def train(task: TrainingTask, bases: BaseModels, *, device: torch.device, progress: Progress) -> TrainingSummary | None:
-    """Train, from the last checkpoint if there is one, and write the artifact. The summary on rank 0, None elsewhere."""
+def train(
+    task: TrainingTask,
+    bases: BaseModels,
+    *,
+    device: torch.device,
+    progress: Progress,
+    observe: Observe = lambda observation: True,
+) -> TrainingSummary | None:
+    """Train, from the last checkpoint if there is one, and write the artifact. The summary on rank 0, None elsewhere.
+
+    A watched task tells `observe` how it does on validation pairs instead, and leaves no artifact.
+
+    Raises:
+        TrainingError: a loss is not finite, or `observe` wants no more (both on every rank).
+    """
     try:
-        return _train(task, bases, device, progress)
+        return _train(task, bases, device, progress, observe)
     finally:
         gc.collect()  # an engine is part of cycles with its weights and optimiser: dozens would lie about before Python looks
 
 
-def _train(task: TrainingTask, bases: BaseModels, device: torch.device, progress: Progress) -> TrainingSummary | None:
+def _train(
+    task: TrainingTask, bases: BaseModels, device: torch.device, progress: Progress, observe: Observe
+) -> TrainingSummary | None:
     trainer = Trainer(task, bases.get(task.start, task.config.attention), device=device)
-    checkpoints = Checkpoints(task, trainer)
-    checkpoints.resume()
-    validate_every = max(1, round(len(trainer.data) / task.config.batch_size / task.config.evaluations_per_epoch))
+    try:
+        checkpoints = Checkpoints(task, trainer)
+        checkpoints.resume()
+        try:
+            _train_steps(trainer, checkpoints, progress, observe)
+        finally:
+            if task.watch is not None and trainer.rank == 0:
+                checkpoints.remove()  # a trial is never resumed, however it ended
+        if task.watch is None:
+            return _write_artifact(trainer, checkpoints, bases)
+        keeps_best = task.config.keep == "best" and trainer.best_step is not None
+        return _summarize(trainer, trainer.best_step if keeps_best else trainer.step) if trainer.rank == 0 else None
+    finally:
+        trainer.engine.destroy()
+
+
+def _train_steps(trainer: Trainer, checkpoints: "Checkpoints", progress: Progress, observe: Observe) -> None:
+    """From the step where the trainer stands to its last one."""
+    task, config = trainer.task, trainer.config
+    watcher = Watcher(task, trainer.formatter, trainer.device) if task.watch is not None else None
+    validates = trainer.validation is not None and (
+        watcher is None or config.patience is not None or config.keep == "best"
+    )
+    validate_every = max(1, round(len(trainer.data) / config.batch_size / config.evaluations_per_epoch))
     start = time.monotonic()
     for batch in trainer.data.batches(
-        batch_size=task.config.batch_size,
+        batch_size=config.batch_size,
         seed=trainer.seed,
         first_step=trainer.step,
         num_steps=trainer.num_steps,
-        length_window=task.config.length_window,
+        length_window=config.length_window,
     ):
         if trainer.is_out_of_patience():
             break
         loss = trainer.train_step(batch)
         progress(trainer.step, trainer.num_steps, loss)
         is_last = trainer.step == trainer.num_steps
-        if trainer.validation is not None and (trainer.step % validate_every == 0 or is_last):
+        is_validated = validates and (is_last or trainer.step % validate_every == 0)
+        if is_validated:
             trainer.validate()
-            checkpoints.keep_if_best()
-        if trainer.step % task.config.checkpoint_every_steps == 0 and not is_last:
+        if watcher is None:
+            if is_validated:
+                checkpoints.keep_if_best()
+        elif not _is_wanted(trainer, watcher, observe, is_validated=is_validated):
+            raise TrainingError(f"{task.name}: stopped at step {trainer.step} of {trainer.num_steps}")
+        if trainer.step % config.checkpoint_every_steps == 0 and not is_last:
             checkpoints.save(elapsed_s=time.monotonic() - start)
     trainer.wall_time_s += time.monotonic() - start
-    summary = _write_artifact(trainer, checkpoints, bases)
-    trainer.engine.destroy()
-    return summary
+
+
+def _is_wanted(trainer: Trainer, watcher: Watcher, observe: Observe, *, is_validated: bool) -> bool:
+    """Tell what is new of a watched training; the answer."""
+    step, num_steps = trainer.step, trainer.num_steps
+    if is_validated or watcher.part(step, num_steps) > watcher.part(step - 1, num_steps):
+        return observe(watcher.observe(trainer.engine, step, num_steps))
+    return step % _ASK_EVERY_STEPS > 0 or observe(None)
 
 
 class Checkpoints:
@@ -327,7 +378,7 @@ def _save(trainer: Trainer, model: PreTrainedModel, state: dict[str, torch.Tenso
         draft.write_json("metrics.json", asdict(summary))
         description = models.describe(model)
         (draft.folder / "README.md").write_text(model_card(task.card, description, summary))
-        draft.content_hash = models.content_hash(draft.folder)
+        draft.content_hash = model_files.content_hash(draft.folder)
         brief = {key: value for key, value in asdict(summary).items() if key not in ("losses", "validation_losses")}
         draft.statistics |= brief | description
 

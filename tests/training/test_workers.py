@@ -7,8 +7,9 @@ import pytest
 import ray.train
 
 from scpo_ray.errors import TrainingError
+from scpo_ray.training.queue import TaskState
 from scpo_ray.training.task import TrainingSummary
-from scpo_ray.training.workers import TaskState, _account_for_all, run_tasks
+from scpo_ray.training.workers import _account_for_all, run_tasks
 
 SUMMARY = TrainingSummary("a", 1, 1, 1, 1, 0.1, [0.5], [], 1)
 

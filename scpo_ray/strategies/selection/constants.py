@@ -59,8 +59,7 @@ def constants(
     Args:
         config: with the arm's threshold.
         strategy: the arm's.
-        margins: r⁺ - r⁻ of the community's training pairs. Their signs, the labels, have no part in τ and β; how many pairs the
-            control `random` draws follows from them.
+        margins: r⁺ - r⁻ of the community's training pairs; their signs are the labels.
         temperature: `global_temperature`.
 
     Raises:
@@ -78,22 +77,25 @@ def constants(
         return Constants(threshold, weight_temperature, 1.0, float("nan"), float("nan"))
     unit = 1.0 if config.calibrate else temperature  # of calibrated margins, in those that the strategies see
     calibrated = np.abs(margins.astype(np.float64)) / temperature
+    agrees = (1 + np.sign(margins.astype(np.float64))) / 2
     if threshold == "auto":
-        tau, beta = selection_rule.automatic(calibrated, least_information=config.auto_information)
+        tau, beta = selection_rule.automatic(calibrated, least_information=config.auto_information, agrees=agrees)
         threshold = float(expit(logit(tau) * unit))
     else:
         tau = float(expit(logit(threshold) / unit))
-        beta = selection_rule.unbiased_temperature(calibrated, threshold=tau)
+        beta = selection_rule.unbiased_temperature(calibrated, threshold=tau, agrees=agrees)
     if weight_temperature == "auto":
         weight_temperature = beta * unit
     beta = weight_temperature / unit
-    bias, information = _expected(strategy, calibrated, tau, beta)
+    bias, information = _expected(strategy, calibrated, agrees, tau, beta)
     if strategy == "random" and len(margins):  # as many pairs as the filter keeps, each alike
         information = float((margins < logit(threshold) * (temperature if config.calibrate else 1.0)).mean())
     return Constants(threshold, weight_temperature, temperature if config.calibrate else 1.0, bias, information)
 
 
-def _expected(strategy: SelectionStrategy, margins: np.ndarray, tau: float, beta: float) -> tuple[float, float]:
+def _expected(
+    strategy: SelectionStrategy, margins: np.ndarray, agrees: np.ndarray, tau: float, beta: float
+) -> tuple[float, float]:
     """(bias, information) of a strategy that is a filter, weights, both or neither."""
     if strategy in ("weight", "none", "random"):
         tau = 1.0
@@ -102,6 +104,6 @@ def _expected(strategy: SelectionStrategy, margins: np.ndarray, tau: float, beta
     if strategy in ("inverse_weight", "uncertainty", "keep_fraction"):
         return float("nan"), float("nan")
     return (
-        selection_rule.bias(margins, threshold=tau, temperature=beta),
+        selection_rule.bias(margins, threshold=tau, temperature=beta, agrees=agrees),
         selection_rule.information(margins, threshold=tau, temperature=beta),
     )

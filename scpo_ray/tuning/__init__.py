@@ -1,0 +1,1 @@
+"""The search over hyperparameters, apart from Ray: the space, what is measured, which point is chosen."""
