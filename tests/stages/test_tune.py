@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -276,13 +275,20 @@ class TestFailures:
 
 
 def test_asha_stops_what_lags_behind(config):
-    space = {RATE: {"choice": [1e-12, 2e-12, 3e-12, 1e-3]}}
-    search = {"space": space, "num_trials": 4, "stopping": "asha", "max_concurrent": 1}
+    """Three rates that learn nothing retain everything; the fourth, tried last, forgets."""
+    space = {RATE: {"choice": [1e-12, 2e-12, 3e-12, 3e-2]}}
+    search = {"space": space, "num_trials": 4, "stopping": "asha", "max_concurrent": 1, "objectives": ["retention"]}
     trains = {"epochs": 4, "max_steps": 8, "evaluations_per_epoch": 2}
     made = tune.run(config(tune=search, train=trains))["search"]
-    states = Counter(record.state for record in records_of(config(tune=search, train=trains)))
-    assert states["stopped"] >= 1 and states["finished"] >= 1 and sum(states.values()) == 4
-    assert made.statistics["stopped"] == states["stopped"]
+    records = records_of(config(tune=search, train=trains))
+    assert {record.point[RATE]: record.state for record in records} == {
+        1e-12: "finished",
+        2e-12: "finished",
+        3e-12: "finished",
+        3e-2: "stopped",
+    }
+    assert [record.objectives["retention"] for record in records[:3]] == [1.0] * 3
+    assert (made.statistics["finished"], made.statistics["stopped"]) == (3, 1)
 
 
 def test_a_killed_driver_repeats_no_finished_trial(config, tmp_path):
