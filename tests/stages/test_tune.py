@@ -274,10 +274,11 @@ class TestFailures:
         assert len(records_of(config())) < 4
 
 
-def test_asha_stops_what_lags_behind(config):
+@pytest.mark.parametrize("stopping", ["asha", "median"])
+def test_what_lags_behind_is_stopped(config, stopping):
     """Three rates that learn nothing retain everything; the fourth, tried last, forgets."""
     space = {RATE: {"choice": [1e-12, 2e-12, 3e-12, 3e-2]}}
-    search = {"space": space, "num_trials": 4, "stopping": "asha", "max_concurrent": 1, "objectives": ["retention"]}
+    search = {"space": space, "num_trials": 4, "stopping": stopping, "max_concurrent": 1, "objectives": ["retention"]}
     trains = {"epochs": 4, "max_steps": 8, "evaluations_per_epoch": 2}
     made = tune.run(config(tune=search, train=trains))["search"]
     records = records_of(config(tune=search, train=trains))
