@@ -33,6 +33,16 @@ from scpo_ray.training.workers import run_tasks
 SEEDS = (0, 1, 2, 3, 4)
 STRATEGIES = ("filter_weight", "filter")
 LEARNING_RATE = 5e-4
+ATLAS = {
+    "majority_annotators": 60,
+    "minority_annotators": 20,
+    "num_minorities": 2,
+    "outlier_rate": 0.08,
+    "noise_rate": 0.05,
+}
+"""What is planted in every world."""
+FORMAT = {"max_tokens": 96}
+RULER = {"epochs": 5, "learning_rate": 1e-3}
 
 
 def world_config(folder: str, seed: int, learning_rate: float | None = None) -> Config:
@@ -42,19 +52,9 @@ def world_config(folder: str, seed: int, learning_rate: float | None = None) -> 
     return Config(
         run_dir=ruler if is_ruler else f"{folder}/seed-{seed}-rate-{learning_rate:g}",
         seed=seed,
-        prepare={
-            "atlas": {
-                "majority_annotators": 60,
-                "minority_annotators": 20,
-                "num_minorities": 2,
-                "outlier_rate": 0.08,
-                "noise_rate": 0.05,
-            }
-        },
-        format={"max_tokens": 96},
-        train_global={"epochs": 5, "learning_rate": 1e-3}
-        if is_ruler
-        else {"model": f"{ruler}/global_model", "epochs": 0},
+        prepare={"atlas": ATLAS},
+        format=FORMAT,
+        train_global=RULER if is_ruler else {"model": f"{ruler}/global_model", "epochs": 0},
         select={"strategy": STRATEGIES[0], "controls": STRATEGIES[1:]},
         train={"epochs": 2, "learning_rate": learning_rate or LEARNING_RATE},
         evaluate={"num_resamples": 200},

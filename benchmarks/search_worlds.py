@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from benchmarks.planted_worlds import ATLAS, FORMAT, LEARNING_RATE, RULER
 from scpo_ray.config import Config, SearchRange, TuneConfig
 from scpo_ray.stages import tune
 from scpo_ray.stages.search import AUTO, DEFAULT
@@ -42,22 +43,12 @@ def world_config(folder: str, seed: int, space: dict[str, SearchRange]) -> Confi
     return Config(
         run_dir=f"{folder}/seed-{seed}",
         seed=seed,
-        prepare={
-            "atlas": {
-                "majority_annotators": 60,
-                "minority_annotators": 20,
-                "num_minorities": 2,
-                "outlier_rate": 0.08,
-                "noise_rate": 0.05,
-            },
-            "validation_fraction": 0.3,
-            "test_fraction": 0.1,
-        },
-        format={"max_tokens": 96},
-        train_global={"epochs": 5, "learning_rate": 1e-3},
+        prepare={"atlas": ATLAS, "validation_fraction": 0.3, "test_fraction": 0.1},
+        format=FORMAT,
+        train_global=RULER,
         train={
             "epochs": 2,
-            "learning_rate": 5e-4,
+            "learning_rate": LEARNING_RATE,
             "evaluations_per_epoch": 1,
             "num_worker_groups": 2,
             "threads_per_worker": 1,
