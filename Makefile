@@ -23,11 +23,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# torch by itself and first: a plain requirement would take a CUDA build of several gigabytes.
+# torch by itself and first: a plain requirement would take a CUDA build of several gigabytes. vLLM asks for torchvision and
+# its like, whose CUDA builds break every import of transformers beside a CPU torch; nothing here needs them.
 $(INSTALLED): pyproject.toml constraints/cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints/cpu.txt)"
-	$(BIN)/pip install --quiet -c constraints/cpu.txt -e ".[cpu,test,bench]"
+	$(BIN)/pip install --quiet -c constraints/cpu.txt -e ".[cpu,tracking,test,bench]"
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $(INSTALLED)
 
 clean:

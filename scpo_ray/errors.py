@@ -33,5 +33,9 @@ class WorkerError(TrainingError):
     """Workers were killed or kept failing: the cluster's fault, not that of the settings."""
 
 
+class SynchronizationError(TrainingError):
+    """A rollout engine does not hold the learner's weights."""
+
+
 class StorageError(ScpoError):
     """Reading or writing the run directory failed."""

@@ -81,6 +81,51 @@ class Formatter:
         tails = self._backend.encode_batch([text[1] for text in texts], add_special_tokens=False)
         return [self._join(head, tail) for head, tail in zip(heads, tails, strict=True)]
 
+    def prompts(self, contexts: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Token ids after which a policy writes its response, whole: nothing is cut.
+
+        Raises:
+            DataError: a context is empty.
+            ModelError: the tokenizer is an encoder's, which writes nothing.
+        """
+        self._refuse_encoder()
+        if not all(contexts):
+            raise DataError("a prompt has no message; give each at least one")
+        texts = [self._head(context) if self._uses_template else self._plain(context) for context in contexts]
+        heads = self._backend.encode_batch(texts, add_special_tokens=False)
+        return [[*self._start_ids(), *head.ids] for head in heads]
+
+    def exchanges(
+        self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """(prompt, response) token ids, whole; the response with the end-of-sequence token that a policy must learn to write.
+
+        Raises:
+            ModelError: the tokenizer is an encoder's, or its template ends a turn without an end-of-sequence token.
+        """
+        end = self._tokenizer.eos_token_id
+        found = []
+        for prompt, context, response in zip(self.prompts(contexts), contexts, responses, strict=True):
+            tail = self._template(context, response)[1] if self._uses_template else response
+            ids = self._backend.encode(tail, add_special_tokens=False).ids
+            if not self._uses_template:
+                ids = [*ids, end]
+            if end not in ids:
+                raise ModelError(
+                    f"{self._tokenizer.name_or_path}: the chat template ends a turn without {self._tokenizer.eos_token!r}, so a "
+                    "policy could not learn where to stop; set format.use_chat_template to never"
+                )
+            found.append((prompt, ids[: ids.index(end) + 1]))
+        return found
+
+    def _refuse_encoder(self) -> None:
+        if self._is_encoder:
+            raise ModelError(f"{self._tokenizer.name_or_path}: an encoder's tokenizer; a policy is a decoder, give one")
+
+    def _start_ids(self) -> list[int]:
+        bos = self._tokenizer.bos_token_id
+        return [] if self._uses_template or bos is None else [bos]
+
     def pad(self, sequences: Sequence[TokenSequence], *, multiple: int = 1) -> dict[str, Int[Tensor, "rows length"]]:
         """Model inputs, padded on the right to the longest sequence, rounded up to `multiple` tokens."""
         length = round_up(max(len(sequence.input_ids) for sequence in sequences), multiple)
@@ -98,7 +143,7 @@ class Formatter:
 
     def _template(self, context: Sequence[Message], response: str) -> tuple[str, str]:
         messages = [dict(message) for message in context]
-        head = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        head = self._head(context)
         full = self._tokenizer.apply_chat_template(
             [*messages, {"role": "assistant", "content": response}], tokenize=False
         )
@@ -108,6 +153,10 @@ class Formatter:
                 "set format.use_chat_template to never"
             )
         return head, full[len(head) :]
+
+    def _head(self, context: Sequence[Message]) -> str:
+        messages = [dict(message) for message in context]
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _plain(self, context: Sequence[Message]) -> str:
         if self._is_encoder and len(context) == 1:

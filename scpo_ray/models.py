@@ -61,7 +61,7 @@ def load(
         ModelError: the checkpoint has another number of labels, lacks a head or other weights, or cannot be read.
     """
     check(folder, may_lack_head=new_head_seed is not None)
-    with _seeded(new_head_seed):
+    with seeded(new_head_seed):
         try:
             tokenizer = load_tokenizer(folder)
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -153,7 +153,7 @@ def make(
         )
     else:
         hf_config = BertConfig(**shared)
-    with _seeded(seed):
+    with seeded(seed):
         model = AutoModelForSequenceClassification.from_config(hf_config, attn_implementation=attention)
     return _finish(model, tokenizer)
 
@@ -277,7 +277,7 @@ def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rewar
 
 
 @contextlib.contextmanager
-def _seeded(seed: int | None):
+def seeded(seed: int | None):
     """Draw from `seed` inside, and leave the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         if seed is not None:

@@ -112,6 +112,32 @@ OPTION_SHARES = pa.schema(
     ]
 )
 
+POLICY_RESPONSES = pa.schema(
+    [
+        ("policy", pa.string()),  # start, a community, or a composition
+        ("prompt_id", pa.string()),
+        ("prompt_group", pa.string()),
+        ("community", pa.string()),  # whose prompt it is
+        ("context", MESSAGES),
+        ("sample", pa.int32()),
+        ("response", pa.string()),
+        ("num_tokens", pa.int32()),
+        ("is_finished", pa.bool_()),
+        ("kl", pa.float64()),  # log π - log π_ref of the response, nats; null where there is no reference
+    ]
+)
+
+POLICY_JUDGEMENTS = pa.schema(
+    [
+        ("policy", pa.string()),
+        ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
+        ("kind", pa.string()),  # proxy | held out | truth
+        ("community", pa.string()),  # whose judgement
+        ("value", pa.float64()),  # validation standard deviations; utility units for the truth
+    ]
+)
+
 ATLAS_PAIR_TRUTH = pa.schema(
     [
         ("pair_id", pa.string()),

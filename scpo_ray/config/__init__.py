@@ -20,6 +20,7 @@ from scpo_ray.config.data import (
     PrepareConfig,
     PrismConfig,
 )
+from scpo_ray.config.ppo import BestOfNConfig, LearnerConfig, PolicyEvaluationConfig, PpoConfig, SftConfig
 from scpo_ray.config.results import EvaluateConfig, ReportConfig
 from scpo_ray.config.scoring import FormatConfig, ScoreConfig
 from scpo_ray.config.section import NOT_IDENTITY, Address, Section
@@ -30,17 +31,21 @@ from scpo_ray.config.tuning import Objective, SearchRange, TuneConfig, Value
 __all__ = [
     "Arm",
     "AtlasConfig",
+    "BestOfNConfig",
     "CommunityField",
     "Config",
     "EvaluateConfig",
     "FormatConfig",
     "GeneralPreferencesConfig",
     "GlobalOpinionsConfig",
+    "LearnerConfig",
     "LoraConfig",
     "ModelConfig",
     "Objective",
     "OptimizationConfig",
     "PairFilesConfig",
+    "PolicyEvaluationConfig",
+    "PpoConfig",
     "PrepareConfig",
     "PrismConfig",
     "ReportConfig",
@@ -48,6 +53,7 @@ __all__ = [
     "SearchRange",
     "SelectConfig",
     "SelectionStrategy",
+    "SftConfig",
     "TrainConfig",
     "TrainGlobalConfig",
     "TuneConfig",
@@ -78,6 +84,9 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     tune: TuneConfig = TuneConfig()
+    sft: SftConfig = SftConfig()
+    ppo: PpoConfig = PpoConfig()
+    best_of_n: BestOfNConfig = BestOfNConfig()
 
     per_community: dict[str, dict[str, Value]] = Field(default_factory=dict)
     """Community -> settings of `select` and `train` that are others for it, by dotted key, e.g.

@@ -12,6 +12,7 @@ from scpo_ray.errors import ArtifactError, ConfigError
 from scpo_ray.records import ModelName, safe_name
 
 PREPARED, GLOBAL_MODEL, SCORES, EVALUATION = "prepared", "global_model", "scores", "evaluation"
+START_POLICY, POLICY_EVALUATION, BEST_OF_N = "start_policy", "policy_evaluation", "best_of_n"
 OTHER_RULER, OTHER_SCORES = "other_ruler", "other_scores"
 """A second global model and its rewards, for the control whose ruler is not its starting model."""
 
@@ -137,6 +138,78 @@ def evaluation(config: Config, run: RunDirectory, trained: dict[ModelName, Manif
     for arm in config.select.arms:
         inputs[f"decisions/{arm.name}"] = checked(run, decisions(config, run, arm)).content_hash
     return Recipe(EVALUATION, "evaluate", identity, inputs, config.seed)
+
+
+def start_policy(config: Config, run: RunDirectory) -> Recipe:
+    """The policy that PPO starts from and is held to: taught on chosen responses."""
+    identity = (
+        config.sft.identity("sft") | config.format.identity("format") | _of_prompts(config) | {"seed": config.seed}
+    )
+    if config.sft.policy is not None:
+        identity = {key: value for key, value in identity.items() if not key.startswith("sft.scratch.")}
+    inputs = {PREPARED: checked(run, prepared(config)).content_hash}
+    if config.sft.policy is not None:
+        inputs["sft.policy"] = _model_content(config.sft.policy)
+    return Recipe(START_POLICY, "sft", identity, inputs, config.seed)
+
+
+def policy(
+    config: Config, run: RunDirectory, *, name: str, composition: str, reward_models: Mapping[str, str]
+) -> Recipe:
+    """One policy towards communities.
+
+    Args:
+        name: the community (composition `each`), or the composition.
+        reward_models: community -> content hash of its reward model.
+    """
+    settings = config.ppo.identity("ppo")
+    identity = {key: value for key, value in settings.items() if not key.startswith("ppo.evaluation.")}
+    if composition in ("each", "routed", "max_min"):
+        del identity["ppo.weights"]
+    identity |= config.format.identity("format") | {"score.precision": score_precision(config)} | _of_prompts(config)
+    identity |= {"composition": composition, "communities": list(reward_models), "seed": config.seed}
+    inputs = {f"reward model of {community}": content for community, content in reward_models.items()}
+    inputs |= {PREPARED: checked(run, prepared(config)).content_hash, "start": start_policy_content(config, run)}
+    folder = f"policies/{safe_name(name)}" if composition == "each" else f"composed_policies/{composition}"
+    return Recipe(folder, "ppo", identity, inputs, config.seed)
+
+
+def start_policy_content(config: Config, run: RunDirectory) -> str:
+    """What `ppo.policy` holds, or the run's own start policy."""
+    if config.ppo.policy is not None:
+        return _model_content(config.ppo.policy)
+    return checked(run, start_policy(config, run)).content_hash
+
+
+def policy_evaluation(config: Config, run: RunDirectory, *, inputs: Mapping[str, str]) -> Recipe:
+    """What policies write to prompts that none has seen, and what reward models think of it.
+
+    Args:
+        inputs: content hashes of the policies and the reward models.
+    """
+    identity = _of_evaluation(config)
+    return Recipe(POLICY_EVALUATION, "ppo", identity, dict(inputs), config.seed)
+
+
+def best_of_n(config: Config, run: RunDirectory, *, inputs: Mapping[str, str]) -> Recipe:
+    """The start policy's best of n responses under every community's reward model."""
+    identity = _of_evaluation(config) | config.best_of_n.identity("best_of_n")
+    return Recipe(BEST_OF_N, "best_of_n", identity, dict(inputs), config.seed)
+
+
+def _of_evaluation(config: Config) -> dict[str, object]:
+    kept = ("ppo.evaluation.", "ppo.max_response_tokens", "ppo.temperature")
+    settings = {key: value for key, value in config.ppo.identity("ppo").items() if key.startswith(kept)}
+    precision = {"score.precision": score_precision(config), "seed": config.seed}
+    return settings | config.format.identity("format") | _of_prompts(config) | precision
+
+
+def _of_prompts(config: Config) -> dict[str, object]:
+    """On which prompts a policy is trained, and on which it is measured."""
+    return {
+        "ppo.test_prompt_fraction": config.ppo.test_prompt_fraction,
+        "prepare.split_salt": config.prepare.split_salt,
+    }
 
 
 def checked(run: RunDirectory, recipe: Recipe) -> Manifest:

@@ -1,10 +1,11 @@
-"""DeepSpeed around one reward model: steps, gathered weights, checkpoints."""
+"""DeepSpeed around a model: steps, gathered weights, checkpoints."""
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal, Protocol
 
 import deepspeed
 import torch
@@ -15,24 +16,47 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from scpo_ray.artifacts import storage_errors
-from scpo_ray.config import LoraConfig, OptimizationConfig
+from scpo_ray.config import LoraConfig
 from scpo_ray.errors import ScpoError, StorageError
 from scpo_ray.models import uses_bfloat16
 from scpo_ray.training.step import parameter_groups
 
 
+class EngineSettings(Protocol):
+    """What an engine reads of a stage's settings."""
+
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+    @property
+    def adam_beta1(self) -> float: ...  # noqa: D102
+    @property
+    def adam_beta2(self) -> float: ...  # noqa: D102
+    @property
+    def max_grad_norm(self) -> float: ...  # noqa: D102
+    @property
+    def zero_stage(self) -> int: ...  # noqa: D102
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+
+
 def make_engine(
-    model: PreTrainedModel, config: OptimizationConfig, *, world_size: int, device: torch.device
+    model: nn.Module,
+    config: EngineSettings,
+    *,
+    world_size: int,
+    device: torch.device,
+    learning_rate: float,
+    accumulation_steps: int = 1,
 ) -> DeepSpeedEngine:
-    """A DeepSpeed engine with AdamW; ZeRO stage, accumulation and precision from the config."""
+    """A DeepSpeed engine with AdamW; ZeRO stage and precision from the config."""
     optimizer = torch.optim.AdamW(
         parameter_groups(model, weight_decay=config.weight_decay),
-        lr=config.learning_rate,
+        lr=learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         fused=True,  # one pass over memory: on a CPU a third of a small model's step is otherwise spent here
     )
     bfloat16 = uses_bfloat16(config.precision, device)
-    settings = deepspeed_config(config, world_size=world_size, bfloat16=bfloat16)
+    settings = deepspeed_config(config, world_size=world_size, accumulation_steps=accumulation_steps, bfloat16=bfloat16)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     if world_size == 1 and config.zero_stage == 0:
         # One rank has nothing to reduce, but DeepSpeed would copy every gradient into a bucket and back: a fifth of a
@@ -41,12 +65,22 @@ def make_engine(
     return engine
 
 
-def deepspeed_config(config: OptimizationConfig, *, world_size: int, bfloat16: bool) -> dict:
+def make_frozen_engine(
+    model: nn.Module, config: EngineSettings, *, world_size: int, device: torch.device
+) -> DeepSpeedEngine:
+    """A model that is only read, its parameters partitioned over the ranks (ZeRO-3)."""
+    bfloat16 = uses_bfloat16(config.precision, device)
+    settings = deepspeed_config(config, world_size=world_size, accumulation_steps=1, bfloat16=bfloat16)
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    return engine
+
+
+def deepspeed_config(config: EngineSettings, *, world_size: int, accumulation_steps: int, bfloat16: bool) -> dict:
     """DeepSpeed's own settings. Batch sizes are formal: micro-batches are cut by the loop, not by DeepSpeed."""
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.accumulation_steps,
-        "train_batch_size": config.accumulation_steps * world_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "train_batch_size": accumulation_steps * world_size,
         "gradient_clipping": config.max_grad_norm,
         "zero_optimization": {"stage": config.zero_stage, "stage3_gather_16bit_weights_on_model_save": True},
         "zero_force_ds_cpu_optimizer": False,
@@ -61,8 +95,10 @@ def deepspeed_config(config: OptimizationConfig, *, world_size: int, bfloat16: b
     }
 
 
-def with_adapters(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
-    """The model with trainable low-rank adapters and head, the backbone frozen; itself when LoRA is off."""
+def with_adapters(
+    model: PreTrainedModel, config: LoraConfig, *, task: Literal["SEQ_CLS", "CAUSAL_LM"] = "SEQ_CLS"
+) -> PreTrainedModel:
+    """The model with trainable low-rank adapters (and reward head), the backbone frozen; itself when LoRA is off."""
     if not config.enabled:
         return model
     import peft
@@ -70,7 +106,7 @@ def with_adapters(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel
     return peft.get_peft_model(
         model,
         peft.LoraConfig(
-            task_type=peft.TaskType.SEQ_CLS,
+            task_type=peft.TaskType[task],
             r=config.rank,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
@@ -120,8 +156,8 @@ def raised_on_every_rank() -> Iterator[None]:
             raise found
 
 
-def save_checkpoint(engine: DeepSpeedEngine, folder: Path, *, state: dict) -> None:
-    """Every rank's part into one folder that appears whole: written beside, renamed by rank 0 after all have written.
+def save_checkpoint(engines: Mapping[str, DeepSpeedEngine], folder: Path, *, state: dict) -> None:
+    """Every rank's part of every engine into one folder that appears whole: written beside, renamed when all have written.
 
     Raises:
         StorageError: a rank could not write its part (raised on every rank); older checkpoints are still there.
@@ -130,10 +166,12 @@ def save_checkpoint(engine: DeepSpeedEngine, folder: Path, *, state: dict) -> No
     with raised_on_every_rank(), storage_errors(str(staging)):
         if dist.get_rank() == 0:
             shutil.rmtree(staging, ignore_errors=True)
-            (staging / "state").mkdir(parents=True)
+            for name in engines:
+                (staging / name).mkdir(parents=True)
     writer = _PatientWriter()
-    engine.checkpoint_engine = writer
-    engine.save_checkpoint(str(staging), tag="state", save_latest=False, exclude_frozen_parameters=True)
+    for name, engine in engines.items():
+        engine.checkpoint_engine = writer
+        engine.save_checkpoint(str(staging), tag=name, save_latest=False, exclude_frozen_parameters=True)
     writer.save(state | {"rng": torch.get_rng_state()}, str(staging / f"rank_{dist.get_rank()}.pt"))
     with raised_on_every_rank():
         if writer.error is not None:
@@ -159,9 +197,10 @@ class _PatientWriter(TorchCheckpointEngine):
             )
 
 
-def load_checkpoint(engine: DeepSpeedEngine, folder: Path) -> dict:
-    """Restore weights, optimiser and random numbers; return the state that was saved with them."""
-    engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+def load_checkpoint(engines: Mapping[str, DeepSpeedEngine], folder: Path) -> dict:
+    """Restore weights, optimisers and random numbers; return the state that was saved with them."""
+    for name, engine in engines.items():
+        engine.load_checkpoint(str(folder), tag=name, load_module_strict=False)
     state = torch.load(folder / f"rank_{dist.get_rank()}.pt", weights_only=True)
     torch.set_rng_state(state.pop("rng"))
     return state

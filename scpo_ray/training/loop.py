@@ -82,7 +82,14 @@ class Trainer:
             model, dropout=self.config.dropout, gradient_checkpointing=self.config.gradient_checkpointing
         )
         models.keep_head_float32(model)
-        self.engine = engines.make_engine(model, self.config, world_size=self.world_size, device=device)
+        self.engine = engines.make_engine(
+            model,
+            self.config,
+            world_size=self.world_size,
+            device=device,
+            learning_rate=self.config.learning_rate,
+            accumulation_steps=self.config.accumulation_steps,
+        )
         self.step = 0
         self.losses: list[float] = []
         self.validation_losses: list[tuple[int, float]] = []
@@ -285,7 +292,7 @@ class Checkpoints:
                 f"{found[-1]}: written by {ranks} workers, this run has {self._trainer.world_size}; use the same "
                 "num_workers or delete the folder"
             )
-        state = engines.load_checkpoint(self._trainer.engine, found[-1])
+        state = engines.load_checkpoint({"state": self._trainer.engine}, found[-1])
         for name, value in state.items():
             setattr(self._trainer, name, value)
 
@@ -302,7 +309,7 @@ class Checkpoints:
             "wall_time_s": trainer.wall_time_s + elapsed_s,
         }
         name = f"step_{trainer.step:08d}"
-        engines.save_checkpoint(trainer.engine, self._folder / name, state=state)
+        engines.save_checkpoint({"state": trainer.engine}, self._folder / name, state=state)
         if trainer.rank == 0:
             for path in self._folder.glob("step_*"):
                 if path.name < name:

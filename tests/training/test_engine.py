@@ -27,17 +27,19 @@ def rank_main(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     made = models.make(ModelConfig(vocab_size=100), texts=["a b c"], max_tokens=32, seed=0)
-    engine = make_engine(made.model, CONFIG, world_size=2, device=torch.device("cpu"))
+    engine = make_engine(
+        made.model, CONFIG, world_size=2, device=torch.device("cpu"), learning_rate=CONFIG.learning_rate
+    )
     outcome = Path(folder, f"rank_{rank}.txt")
-    save_checkpoint(engine, Path(folder, "step_1"), state={"step": 1})
+    save_checkpoint({"state": engine}, Path(folder, "step_1"), state={"step": 1})
     if rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     try:
-        save_checkpoint(engine, Path(folder, "step_2"), state={"step": 2})
+        save_checkpoint({"state": engine}, Path(folder, "step_2"), state={"step": 2})
     except StorageError as error:
         with contextlib.suppress(ValueError):
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        restored = load_checkpoint(engine, Path(folder, "step_1"))["step"]
+        restored = load_checkpoint({"state": engine}, Path(folder, "step_1"))["step"]
         outcome.write_text(f"{error} | restored {restored}")
 
 

@@ -1,0 +1,18 @@
+"""Train policies for communities by PPO, measure them on unseen prompts, write ppo.html. Needs jobs/train.py and jobs/sft.py.
+
+ray job submit --working-dir . -- python jobs/ppo.py --config jobs/experiments/ppo_atlas.yaml
+python jobs/ppo.py --config jobs/experiments/ppo_atlas.yaml
+"""
+
+from scpo_ray.cli import load_config, run
+
+
+def main() -> None:
+    config = load_config(description=__doc__)
+    from scpo_ray.stages import ppo  # deferred: a bad config fails in milliseconds
+
+    print(ppo.run(config))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,110 @@
+"""Actors that are started again when they die."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from scpo_ray.errors import WorkerError
+
+
+class Failures:
+    """How many deaths of actors a run has seen, and how many it bears."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self.seen = most, []
+
+    def note(self, who: str) -> None:
+        """One more.
+
+        Raises:
+            WorkerError: it was one too many.
+        """
+        self.seen.append(who)
+        if len(self.seen) > self._most:
+            raise WorkerError(
+                f"{', '.join(self.seen)}: died ({len(self.seen)} deaths, max_failures is {self._most}), perhaps for want of "
+                "memory; the last checkpoint is intact, rerun to resume"
+            )
+
+
+@dataclass(frozen=True)
+class Call:
+    """A method of an actor of the pool, on its way."""
+
+    actor: int
+    method: str
+    arguments: tuple
+    result: Any
+
+
+class Pool:
+    """Actors of one kind, by number.
+
+    Args:
+        kind: what they are called in messages.
+        start: makes actor i.
+        ready: brings a new actor to where the others are; also called on the first ones.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        number: int,
+        start: Callable[[int], Any],
+        failures: Failures,
+        *,
+        ready: Callable[[int, Any], None] = lambda index, actor: None,
+    ) -> None:
+        self.kind, self._start, self._failures, self._ready = kind, start, failures, ready
+        self.actors = [start(index) for index in range(number)]
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def submit(self, index: int, method: str, *arguments: object) -> Call:
+        """Call a method; `collect` waits for it."""
+        return Call(index, method, arguments, getattr(self.actors[index], method).remote(*arguments))
+
+    def collect(self, calls: Sequence[Call]) -> list[Any]:
+        """Results in the order of the calls; what a dead actor was called for, its successor is called for again.
+
+        Raises:
+            WorkerError: more died than the run bears.
+        """
+        return [self._result(call) for call in calls]
+
+    def all(self, method: str, *arguments: object) -> list[Any]:
+        """The method of every actor."""
+        return self.collect([self.submit(index, method, *arguments) for index in range(len(self))])
+
+    def stop(self) -> None:
+        """Kill them."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def _result(self, call: Call) -> Any:
+        while True:
+            try:
+                return ray.get(call.result)
+            except RayActorError as error:
+                self._replace(call, error)
+                call = self.submit(call.actor, call.method, *call.arguments)
+
+    def _replace(self, call: Call, error: RayActorError) -> None:
+        """Start a successor, unless another call has already done so."""
+        while True:
+            current = self.actors[call.actor]
+            if error.actor_id is not None and current._actor_id.hex() != error.actor_id:
+                return
+            self._failures.note(f"{self.kind} {call.actor}")
+            ray.kill(current)
+            self.actors[call.actor] = self._start(call.actor)
+            try:
+                self._ready(call.actor, self.actors[call.actor])
+            except RayActorError as again:
+                error = again
+                continue
+            return

@@ -1,0 +1,39 @@
+"""Where an unfinished policy is kept: what learners hold, and beside it what the controller must remember."""
+
+import shutil
+from pathlib import Path
+
+from scpo_ray.artifacts import storage_errors
+from scpo_ray.ppo.learners import Learners
+
+
+class PolicyCheckpoints:
+    """A folder of `step_N`, of which the newest counts. Its name holds the recipe, so another config never finds it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def newest(self) -> Path | None:
+        """The last complete checkpoint."""
+        found = sorted(self._folder.glob("step_*")) if self._folder.is_dir() else []
+        return found[-1] if found else None
+
+    def save(self, learners: Learners, step: int, state: dict) -> None:
+        """Write the checkpoint after `step` steps, then drop older ones.
+
+        Raises:
+            StorageError: it cannot be written; the older ones are still there.
+        """
+        with storage_errors(str(self._folder)):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"step_{step:08d}"
+        if (self._folder / name).exists():
+            return
+        learners.save(str(self._folder / name), state)
+        for path in self._folder.glob("step_*"):
+            if path.name < name:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Nothing of an unfinished policy is needed once its artifact is there."""
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""All actors of a run, started once and kept for every policy that it trains and measures."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from scpo_ray import policies
+from scpo_ray.config import FormatConfig, PpoConfig, ScoreConfig
+from scpo_ray.models import load_tokenizer, resolved_precision
+from scpo_ray.ppo import sync
+from scpo_ray.ppo.actors import Failures, Pool
+from scpo_ray.ppo.engines import Engines
+from scpo_ray.ppo.learners import Learners
+from scpo_ray.ppo.placement import reserved
+from scpo_ray.ppo.reward import RewardActor, Scorers
+from scpo_ray.ppo.rollout import EngineSpec
+
+
+@dataclass
+class Crew:
+    """Engines, scorers, learners, and the deaths that they share a budget of."""
+
+    engines: Engines
+    scorers: Scorers
+    learners: Learners
+    failures: Failures
+    engine_precision: str
+
+
+@contextlib.contextmanager
+def at_work(
+    config: PpoConfig,
+    *,
+    policy: Path,
+    reward_models: Mapping[str, str],
+    format_config: FormatConfig,
+    score_config: ScoreConfig,
+) -> Iterator[Crew]:
+    """Every actor started, while the block lasts.
+
+    Args:
+        policy: the start policy's folder: what the engines can run.
+        reward_models: name -> folder.
+
+    Raises:
+        ConfigError: the cluster has too little for the placement.
+        ModelError: vLLM cannot run the policy.
+    """
+    precision = resolved_precision(config.engine_precision, on_gpu=config.gpus_per_engine > 0)
+    if config.engine_precision == "auto" and config.gpus_per_engine == 0:
+        precision = "float32"
+    with reserved(config) as placement:
+        failures = Failures(config.max_failures)
+        engines = Engines(
+            config.num_engines,
+            _engine_spec(config, policy, format_config, precision),
+            placement,
+            failures,
+            tolerance=config.sync_tolerance or sync.default_tolerance(_coarsest(precision, config)),
+        )
+        threads = max(1, (os.cpu_count() or 1) // config.num_scorers)
+        actor = ray.remote(RewardActor)
+        pool = Pool(
+            "reward scorer",
+            config.num_scorers,
+            lambda index: actor.options(**placement.options("scorer", index)).remote(
+                dict(reward_models), format_config, score_config, threads=threads
+            ),
+            failures,
+        )
+        learners = Learners(
+            config,
+            lambda rank: placement.options("learner", rank),
+            threads=config.threads_per_learner or max(1, (os.cpu_count() or 1) // config.num_learners),
+        )
+        try:
+            engines.wait()
+            yield Crew(engines, Scorers(pool, list(reward_models)), learners, failures, precision)
+        finally:
+            learners.stop()
+            pool.stop()
+            engines.pool.stop()
+
+
+def _engine_spec(config: PpoConfig, policy: Path, format_config: FormatConfig, precision: str) -> EngineSpec:
+    return EngineSpec(
+        folder=str(policy),
+        max_tokens=format_config.max_tokens,
+        max_response_tokens=config.max_response_tokens,
+        stop_token_ids=tuple(policies.stop_token_ids(policy, load_tokenizer(policy))),
+        temperature=config.temperature,
+        precision=precision,
+        threads=config.threads_per_engine or max(1, (os.cpu_count() or 1) // config.num_engines),
+        cache_gib=config.cpu_cache_gib,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        uses_gpu=config.gpus_per_engine > 0,
+    )
+
+
+def _coarsest(engine_precision: str, config: PpoConfig) -> str:
+    """Of engine and learner: what rounding their log-probabilities may differ by."""
+    learner = resolved_precision(config.precision, on_gpu=config.gpus_per_learner > 0)
+    return "float32" if engine_precision == learner == "float32" else "bfloat16"

@@ -1,0 +1,78 @@
+"""The rollout engines together: spread prompts, keep all on the same weights, bring a restarted one up to date."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from scpo_ray.ppo import sync
+from scpo_ray.ppo.actors import Call, Failures, Pool
+from scpo_ray.ppo.placement import Placement
+from scpo_ray.ppo.records import Sample, SyncReport, WeightUpdate
+from scpo_ray.ppo.rollout import EngineSpec, RolloutEngine
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Responses on their way: the calls, and for each the positions of its prompts."""
+
+    calls: list[Call] = field(default_factory=list)
+    positions: list[list[int]] = field(default_factory=list)
+
+
+class Engines:
+    """A pool of rollout engines."""
+
+    def __init__(
+        self, number: int, spec: EngineSpec, placement: Placement, failures: Failures, *, tolerance: float
+    ) -> None:
+        self._tolerance = tolerance
+        self._update: WeightUpdate | None = None
+        engine = ray.remote(RolloutEngine)
+
+        def start(index: int) -> Any:
+            return engine.options(**placement.options("engine", index)).remote(spec)
+
+        self.pool = Pool("rollout engine", number, start, failures, ready=self._resynchronise)
+
+    def wait(self) -> None:
+        """Until all have started; raises what kept one from it."""
+        self.pool.all("pid")
+
+    def synchronise(self, update: WeightUpdate) -> float:
+        """Load published weights everywhere and prove it; the largest canary difference, nats.
+
+        Raises:
+            SynchronizationError: an engine does not hold what was published.
+        """
+        self._update = update
+        reports: list[SyncReport] = self.pool.all("update", update)
+        return max(self._check(index, report) for index, report in enumerate(reports))
+
+    def submit(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Generation:
+        """Start writing one response to each prompt; engines take turns, so that lengths spread evenly."""
+        assert self._update is not None
+        number = len(self.pool)
+        generation = Generation()
+        for index in range(min(number, len(prompts))):
+            positions = list(range(index, len(prompts), number))
+            arguments = ([prompts[place] for place in positions], [seeds[place] for place in positions])
+            generation.calls.append(self.pool.submit(index, "generate", *arguments, self._update.version))
+            generation.positions.append(positions)
+        return generation
+
+    def collect(self, generation: Generation) -> list[Sample]:
+        """The responses, in the order of the prompts."""
+        found: dict[int, Sample] = {}
+        for positions, samples in zip(generation.positions, self.pool.collect(generation.calls), strict=True):
+            found |= dict(zip(positions, samples, strict=True))
+        return [found[place] for place in range(len(found))]
+
+    def _resynchronise(self, index: int, actor: Any) -> None:
+        if self._update is not None:
+            self._check(index, ray.get(actor.update.remote(self._update)))
+
+    def _check(self, index: int, report: SyncReport) -> float:
+        assert self._update is not None
+        return sync.check(self._update, report, engine=f"rollout engine {index}", tolerance=self._tolerance)

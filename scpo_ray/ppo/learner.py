@@ -1,0 +1,412 @@
+"""One rank of the learners: a policy, its frozen reference and its critic under DeepSpeed.
+
+Ranks do everything together: a method is called on all of them or on none. Model libraries are imported where the actor
+starts; what is computed is in `ppo.forward` and `core`.
+"""
+
+import contextlib
+import gc
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from scpo_ray.artifacts import Recipe, RunDirectory
+from scpo_ray.config import LearnerConfig, PpoConfig
+from scpo_ray.errors import TrainingError
+from scpo_ray.ppo.records import Canaries, Experience, Sequences, WeightUpdate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scpo_ray.ppo.forward import MicroBatch, RankBatch
+
+POLICY, CRITIC = "policy", "critic"
+
+
+@dataclass(frozen=True)
+class LearnerTask:
+    """What a group learns: one policy from its start to its artifact."""
+
+    name: str
+    start: str
+    """Folder of the policy to start from."""
+    config: LearnerConfig
+    seed: int
+    temperature: float = 1.0
+    reference: str | None = None
+    """Folder of the policy that it is held to; it is the start policy with its adapters off where there are adapters."""
+    has_critic: bool = False
+    critic_learning_rate: float = 0.0
+
+
+class Learner:
+    """A rank. Build with its number and the group's size, then `connect`, then `begin` a task."""
+
+    def __init__(self, rank: int, num_ranks: int, *, threads: int, uses_gpu: bool) -> None:
+        if not uses_gpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        import torch
+
+        torch.set_num_threads(threads)
+        self._rank, self._num_ranks, self._uses_gpu = rank, num_ranks, uses_gpu
+        self._device = torch.device("cuda" if uses_gpu else "cpu")
+        self._engines: dict[str, Any] = {}
+
+    def pid(self) -> int:
+        """Of the actor's process."""
+        return os.getpid()
+
+    def address(self) -> tuple[str, int]:
+        """Where the group can meet: this rank's host and a free port."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def connect(self, host: str, port: int) -> None:
+        """Join the group."""
+        import deepspeed
+
+        os.environ |= {
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(port),
+            "RANK": str(self._rank),
+            "WORLD_SIZE": str(self._num_ranks),
+            "LOCAL_RANK": "0",  # Ray shows a worker its own GPU alone
+        }
+        deepspeed.init_distributed(dist_backend="nccl" if self._uses_gpu else "gloo", verbose=False)
+
+    def begin(self, task: LearnerTask) -> None:
+        """Load the start policy; what an earlier task has left is dropped.
+
+        Raises:
+            ModelError: the start policy cannot be used.
+        """
+        import torch
+
+        from scpo_ray import models, policies
+        from scpo_ray.ppo.forward import Critic
+        from scpo_ray.training import engine as engines
+
+        self._end()
+        self._task, config = task, task.config
+        torch.manual_seed(task.seed + self._rank)
+        loaded = policies.load(Path(task.start), attention=config.attention)
+        self._tokenizer, self._pad_token_id = loaded.tokenizer, models.pad_token_id(loaded.tokenizer)
+        self._bfloat16 = models.uses_bfloat16(config.precision, self._device)
+        critic = Critic(loaded.model) if task.has_critic else None
+        self._reference = None
+        if task.reference is not None and not (config.lora.enabled and task.reference == task.start):
+            self._reference = self._frozen(policies.load(Path(task.reference), attention=config.attention).model)
+        policy = engines.with_adapters(loaded.model, config.lora, task="CAUSAL_LM")
+        for name, model in ((POLICY, policy), (CRITIC, critic)):
+            if model is not None:
+                models.prepare_for_training(
+                    model, dropout=False, gradient_checkpointing=config.gradient_checkpointing and name == POLICY
+                )
+                self._engines[name] = engines.make_engine(
+                    model, config, world_size=self._num_ranks, device=self._device, learning_rate=1.0
+                )
+
+    def describe(self) -> dict[str, object]:
+        """Architecture and sizes of the policy."""
+        from scpo_ray import policies
+
+        return policies.describe(self._engines[POLICY].module)
+
+    def evaluate(self, sequences: Sequences) -> dict[str, "Tensor"]:
+        """This rank's share of a batch under policy, reference and critic as they are.
+
+        Returns:
+            rows, and of those rows log_probs, reference_log_probs and values, [rows, tokens], as far as the task has them.
+        """
+        import torch
+
+        from scpo_ray.ppo import forward
+
+        width = max(len(response) for response in sequences.responses)
+        found: dict[str, list[Tensor]] = {}
+        rows: list[int] = []
+        with torch.no_grad():
+            for batch in self._batches(sequences, range(len(sequences.responses))):
+                results = {"log_probs": self._log_probs(self._engines[POLICY], batch)}
+                if self._task.reference is not None:
+                    with self._as_reference() as reference:
+                        results["reference_log_probs"] = self._log_probs(reference, batch)
+                if CRITIC in self._engines:
+                    results["values"] = forward.values_of(self._engines[CRITIC], batch)
+                if not batch.is_placeholder:
+                    rows += batch.rows
+                    for name, tensor in results.items():
+                        padding = (0, width - tensor.shape[1])
+                        found.setdefault(name, []).append(torch.nn.functional.pad(tensor.float().cpu(), padding))
+        tensors = {name: torch.cat(parts) for name, parts in found.items()}
+        return {"rows": torch.tensor(rows, dtype=torch.long), **tensors}
+
+    def update(self, experience: Experience, step: int) -> dict[str, float]:
+        """Every pass over a step's responses; means over its optimiser steps.
+
+        Raises:
+            TrainingError: a loss is not finite (on every rank).
+        """
+        import torch
+
+        config = self._task.config
+        assert isinstance(config, PpoConfig)
+        warmth = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+        self._set_learning_rate(POLICY, warmth * config.learning_rate * (step >= config.critic_warmup_steps))
+        self._set_learning_rate(CRITIC, warmth * config.critic_learning_rate)
+        generator = torch.Generator()
+        totals: dict[str, float] = {}
+        number = len(experience.sequences.responses)
+        for epoch in range(config.update_epochs):
+            generator.manual_seed((self._task.seed * 1_000_003 + step) * 1_009 + epoch)
+            order = torch.randperm(number, generator=generator).tolist()
+            for minibatch in range(config.num_minibatches):
+                rows = sorted(order[minibatch :: config.num_minibatches])
+                for name, value in self._learn(experience, rows).items():
+                    totals[name] = totals.get(name, 0.0) + value / (config.update_epochs * config.num_minibatches)
+        return totals
+
+    def imitate(self, sequences: Sequences, rows: Sequence[int], *, learning_rate: float) -> float:
+        """One optimiser step of supervised learning; the loss, nats per response token.
+
+        Raises:
+            TrainingError: the loss is not finite (on every rank).
+        """
+        num_tokens = sum(len(sequences.responses[row]) for row in rows)
+        self._set_learning_rate(POLICY, learning_rate)
+
+        def loss(batch: "MicroBatch") -> dict[str, "Tensor"]:
+            return {POLICY: -self._log_probs(self._engines[POLICY], batch).sum() / num_tokens}
+
+        return self._optimise(sequences, rows, loss)["policy_loss"]
+
+    def publish(self, version: int, canaries: Sequence[Sequence[int]], dtype: str) -> WeightUpdate | None:
+        """The policy's weights in the object store, on rank 0; None elsewhere."""
+        import torch
+
+        from scpo_ray.ppo import sync
+
+        log_probs = self._canary_log_probs(canaries)
+        checksum, chunks = sync.Checksum(), []
+        weights = sync.named_weights(self._engines[POLICY].module, self._gather, dtype=getattr(torch, dtype))
+        for chunk in sync.chunked(weights):
+            if self._rank == 0:
+                for name, tensor in chunk:
+                    checksum.update(name, tensor)
+                chunks.append(ray.put(chunk))
+        if self._rank != 0:
+            return None
+        canary = Canaries(tuple(map(tuple, canaries)), log_probs)
+        return WeightUpdate(version, tuple(chunks), checksum.hexdigest(), checksum.num_bytes, canary)
+
+    def save(self, folder: str, state: dict) -> None:
+        """Checkpoint of every engine with the controller's state beside them, in a folder that appears whole.
+
+        Raises:
+            StorageError: it cannot be written (on every rank).
+        """
+        from scpo_ray.training import engine as engines
+
+        engines.save_checkpoint(self._engines, Path(folder), state={"controller": state})
+
+    def restore(self, folder: str) -> dict:
+        """Go back to a checkpoint; the controller's state.
+
+        Raises:
+            TrainingError: it was written by another number of learners.
+        """
+        from scpo_ray.training import engine as engines
+
+        ranks = len(list(Path(folder).glob("rank_*.pt")))
+        if ranks != self._num_ranks:
+            raise TrainingError(
+                f"{folder}: written by {ranks} learners, this run has {self._num_ranks}; use the same num_learners or delete the "
+                "folder"
+            )
+        return engines.load_checkpoint(self._engines, Path(folder))["controller"]
+
+    def write(self, recipe: Recipe, run_address: str, files: dict[str, object], statistics: dict[str, object]) -> None:
+        """Rank 0 writes the policy's artifact: weights with adapters folded in, tokenizer, and the given files.
+
+        Raises:
+            StorageError: it cannot be written (on every rank).
+        """
+        import torch
+
+        from scpo_ray import model_files, policies
+        from scpo_ray.ppo import sync
+        from scpo_ray.training import engine as engines
+
+        weights = dict(sync.named_weights(self._engines[POLICY].module, self._gather, dtype=torch.float32))
+        with engines.raised_on_every_rank():
+            if self._rank == 0:
+                with recipe.making(RunDirectory(run_address)) as draft:
+                    policies.save_weights(Path(self._task.start), weights, draft.folder)
+                    for name, content in files.items():
+                        if isinstance(content, str):
+                            (draft.folder / name).write_text(content)
+                        else:
+                            draft.write_json(name, content)
+                    draft.content_hash = model_files.content_hash(draft.folder)
+                    draft.statistics |= statistics
+
+    def _learn(self, experience: Experience, rows: Sequence[int]) -> dict[str, float]:
+        """One optimiser step of policy and critic on a minibatch."""
+        from scpo_ray.core.policy_losses import clipped_policy_loss, clipped_value_loss, entropy
+        from scpo_ray.ppo import forward
+
+        config = self._task.config
+        assert isinstance(config, PpoConfig)
+        num_tokens = float(experience.mask[list(rows)].sum())
+
+        def losses(batch: "MicroBatch") -> dict[str, "Tensor"]:
+            def part(tensor: "Tensor") -> "Tensor":
+                return tensor[batch.rows, : batch.mask.shape[1]].to(self._device)
+
+            logits = forward.response_logits(self._engines[POLICY], batch, temperature=self._task.temperature)
+            policy = clipped_policy_loss(
+                log_probs=forward.log_probs_of(logits, batch),
+                old_log_probs=part(experience.old_log_probs),
+                advantages=part(experience.advantages),
+                mask=batch.mask,
+                clip_low=config.clip_range,
+                clip_high=config.clip_range_high or config.clip_range,
+                dual_clip=config.dual_clip,
+                importance=part(experience.importance),
+                num_tokens=num_tokens,
+            )
+            spread = entropy(
+                logits if config.entropy_coefficient else logits.detach(), batch.mask, num_tokens=num_tokens
+            )
+            found = {
+                POLICY: policy.loss - config.entropy_coefficient * spread,
+                "clipped_share": policy.clipped_share,
+                "step_divergence": policy.divergence,
+                "entropy": spread.detach(),
+            }
+            if experience.returns is not None and experience.old_values is not None:
+                found[CRITIC] = clipped_value_loss(
+                    values=forward.values_of(self._engines[CRITIC], batch),
+                    old_values=part(experience.old_values),
+                    returns=part(experience.returns),
+                    mask=batch.mask,
+                    clip=config.value_clip,
+                    num_tokens=num_tokens,
+                )
+            return found
+
+        return self._optimise(experience.sequences, rows, losses)
+
+    def _optimise(
+        self, sequences: Sequences, rows: Sequence[int], losses: "Callable[[MicroBatch], dict[str, Tensor]]"
+    ) -> dict[str, float]:
+        """Add up the micro-batches' gradients over ranks and rounds, then step; sums of all that `losses` returns."""
+        import torch
+        import torch.distributed as dist
+
+        totals: dict[str, float] = {}
+        for batch in self._batches(sequences, rows):
+            found = losses(batch)
+            for name, engine in self._engines.items():
+                if name in found:
+                    engine.set_gradient_accumulation_boundary(batch.is_last)
+                    # DeepSpeed averages over ranks; the parts are to be summed. A placeholder joins with nothing.
+                    engine.backward(found[name] * (0.0 if batch.is_placeholder else float(self._num_ranks)))
+            for name, value in found.items():
+                key = f"{name}_loss" if name in self._engines else name
+                totals[key] = totals.get(key, 0.0) + (0.0 if batch.is_placeholder else float(value.detach()))
+        for name, engine in self._engines.items():
+            if f"{name}_loss" in totals:
+                engine.step()
+                totals[f"{name}_grad_norm"] = float(engine.get_global_grad_norm() or 0.0) / self._num_ranks
+        summed = torch.tensor(list(totals.values()), dtype=torch.float64, device=self._device)
+        dist.all_reduce(summed)
+        result = dict(zip(totals, summed.tolist(), strict=True))
+        for name, value in result.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{self._task.name}: {name} is {value}; lower the learning rate or use precision float32"
+                )
+        return result
+
+    def _batches(self, sequences: Sequences, rows: Sequence[int]) -> "Iterator[RankBatch]":
+        """This rank's micro-batches, as many as every other rank's; where it has none, the shortest sequence as placeholder."""
+        from scpo_ray.ppo import forward
+
+        rows = list(rows)
+        lengths = [len(sequences.prompts[row]) + len(sequences.responses[row]) for row in rows]
+        rounds = forward.plan(
+            lengths, tokens_per_micro_batch=self._task.config.tokens_per_micro_batch, num_ranks=self._num_ranks
+        )
+        shortest = min(range(len(rows)), key=lengths.__getitem__)
+        for number, parts in enumerate(rounds):
+            mine = parts[self._rank]
+            chosen = [rows[index] for index in mine or [shortest]]
+            batch = forward.collate(sequences, chosen, pad_token_id=self._pad_token_id).to(self._device)
+            yield forward.RankBatch(**vars(batch), is_placeholder=not mine, is_last=number == len(rounds) - 1)
+
+    def _log_probs(self, model: Callable, batch: "MicroBatch", temperature: float | None = None) -> "Tensor":
+        import torch
+
+        from scpo_ray.ppo import forward
+
+        if temperature is None:
+            temperature = self._task.temperature
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+            logits = forward.response_logits(model, batch, temperature=temperature)
+        return forward.log_probs_of(logits, batch)
+
+    def _canary_log_probs(self, canaries: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
+        import torch
+
+        from scpo_ray.ppo import forward
+
+        sequences = Sequences([row[:1] for row in canaries], [row[1:] for row in canaries])
+        batch = forward.collate(sequences, range(len(canaries)), pad_token_id=self._pad_token_id).to(self._device)
+        with torch.no_grad():
+            log_probs = self._log_probs(self._engines[POLICY], batch, temperature=1.0).float().cpu()
+        return tuple(tuple(row[: len(canary) - 1].tolist()) for row, canary in zip(log_probs, canaries, strict=True))
+
+    def _frozen(self, model):
+        """The reference: a plain module, under ZeRO-3 partitioned like the policy."""
+        from scpo_ray.training import engine as engines
+
+        model.requires_grad_(requires_grad=False)
+        if self._task.config.zero_stage < 3:
+            return model.to(self._device)
+        return engines.make_frozen_engine(model, self._task.config, world_size=self._num_ranks, device=self._device)
+
+    @contextlib.contextmanager
+    def _as_reference(self) -> "Iterator[Callable]":
+        if self._reference is not None:
+            yield self._reference
+            return
+        engine = self._engines[POLICY]
+        with engine.module.disable_adapter():
+            yield engine
+
+    def _gather(self, parameters: list) -> contextlib.AbstractContextManager:
+        import deepspeed
+
+        if self._task.config.zero_stage < 3:
+            return contextlib.nullcontext()
+        return deepspeed.zero.GatheredParameters(parameters)
+
+    def _set_learning_rate(self, name: str, value: float) -> None:
+        if name in self._engines:
+            for group in self._engines[name].optimizer.param_groups:
+                group["lr"] = value
+
+    def _end(self) -> None:
+        for engine in self._engines.values():
+            engine.destroy()
+        self._engines, self._reference = {}, None
+        gc.collect()  # engines are part of cycles with their weights and optimisers

@@ -1,0 +1,96 @@
+"""Community reward models as actors: the same formatter and scorer as the pipeline, routed by community."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scpo_ray.config import FormatConfig, ScoreConfig
+from scpo_ray.errors import ConfigError
+from scpo_ray.ppo.actors import Pool
+from scpo_ray.records import Message, response_id
+
+if TYPE_CHECKING:
+    from scpo_ray.scoring import RewardScorer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response to score."""
+
+    context: Sequence[Message]
+    text: str
+
+
+class RewardActor:
+    """Holds reward models by name; each is loaded once, at its first use."""
+
+    def __init__(
+        self, folders: Mapping[str, str], format_config: FormatConfig, score_config: ScoreConfig, *, threads: int
+    ) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        import torch
+
+        torch.set_num_threads(threads)
+        self._folders, self._format_config, self._score_config = dict(folders), format_config, score_config
+        self._scorers: dict[str, RewardScorer] = {}
+
+    def pid(self) -> int:
+        """Of the actor's process."""
+        return os.getpid()
+
+    def score(self, name: str, answers: Sequence[Answer]) -> list[float]:
+        """Rewards of one model.
+
+        Raises:
+            ModelError: a reward is not finite; it names the response.
+        """
+        from scpo_ray.scoring import RewardScorer
+
+        if name not in self._scorers:
+            self._scorers[name] = RewardScorer(
+                Path(self._folders[name]),
+                format_config=self._format_config,
+                tokens_per_batch=self._score_config.tokens_per_batch,
+                precision=self._score_config.precision,
+            )
+        scores = self._scorers[name].score([answer.context for answer in answers], [answer.text for answer in answers])
+        return scores.rewards.tolist()
+
+
+class Scorers:
+    """A pool of reward actors. A model is always asked of the same actor, so it is in memory once."""
+
+    def __init__(self, pool: Pool, names: Sequence[str]) -> None:
+        self._pool = pool
+        self._home = {name: index % len(pool) for index, name in enumerate(names)}
+
+    def score(self, wanted: Mapping[str, Sequence[Answer]]) -> dict[str, list[float]]:
+        """Rewards of each model for its answers, each distinct (context, response) computed once.
+
+        Raises:
+            ConfigError: a model's name is unknown.
+        """
+        calls: dict[str, tuple[Any, list[int]]] = {}
+        for name, answers in wanted.items():
+            if name not in self._home:
+                raise ConfigError(f"{name!r}: no reward model of that name; there are {', '.join(self._home)}")
+            if not answers:
+                continue
+            distinct: dict[str, int] = {}
+            keys = [response_id(answer.context, answer.text) for answer in answers]
+            for key in keys:
+                distinct.setdefault(key, len(distinct))
+            first = {distinct[key]: answer for key, answer in reversed(list(zip(keys, answers, strict=True)))}
+            unique = [first[index] for index in range(len(distinct))]
+            calls[name] = (
+                self._pool.submit(self._home[name], "score", name, unique),
+                [distinct[key] for key in keys],
+            )
+        found = self._pool.collect([call for call, _ in calls.values()])
+        rewards = {
+            name: [values[index] for index in order]
+            for (name, (_, order)), values in zip(calls.items(), found, strict=True)
+        }
+        return {name: rewards.get(name, []) for name in wanted}

@@ -1,0 +1,444 @@
+"""Policies for communities, by PPO against their reward models.
+
+The controller drives three groups of actors: rollout engines (vLLM), reward scorers, learners (DeepSpeed). What it decides
+is a function of (seed, step) and of what its last checkpoint holds, so that an interrupted run goes on as if it had not been.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scpo_ray.artifacts import Recipe, RunDirectory
+from scpo_ray.config import Config, PpoConfig
+from scpo_ray.core.advantages import (
+    generalized_advantages,
+    group_relative_advantages,
+    leave_one_out_advantages,
+    shaped_rewards,
+    whitened,
+)
+from scpo_ray.core.kl import AdaptiveKL, FixedKL
+from scpo_ray.core.policy_losses import truncated_importance
+from scpo_ray.errors import TrainingError
+from scpo_ray.models import load_tokenizer
+from scpo_ray.ppo import objective, tracking
+from scpo_ray.ppo import prompts as prompt_sets
+from scpo_ray.ppo.checkpoints import PolicyCheckpoints
+from scpo_ray.ppo.crew import Crew, at_work
+from scpo_ray.ppo.engines import Generation
+from scpo_ray.ppo.learner import LearnerTask
+from scpo_ray.ppo.learners import LearnerDied
+from scpo_ray.ppo.objective import Scale, Scores, Target
+from scpo_ray.ppo.records import Experience, Prompt, Rollout, Sample, Sequences
+from scpo_ray.runtime import Bar, connect, console, progress_bar
+from scpo_ray.stages import policy_evaluation, policy_page, recipes
+from scpo_ray.stages.community_models import scales
+from scpo_ray.stages.policy_plan import Plan, make_plan, training_prompts
+from scpo_ray.stages.train_global import check_checkpoint_dir
+from scpo_ray.training.policy_card import policy_card
+from scpo_ray.training.task import checkpoints_of
+
+PHASES = ("generation", "scoring", "training", "synchronising")
+
+
+def run(config: Config) -> str:
+    """Train every policy that is missing, measure all of them on prompts that none has seen, write `ppo.html`; its path.
+
+    Raises:
+        ConfigError: unknown communities, loggers that are not installed, a cluster that is too small.
+        ArtifactError: the start policy or a reward model is missing.
+        ModelError: the policy cannot be run, or a reward is not finite.
+        TrainingError: training cannot go on; everything up to the last checkpoint is kept.
+    """
+    directory = RunDirectory(config.run_dir)
+    check_checkpoint_dir(config.run_dir, config.ppo.checkpoint_dir, "ppo")
+    tracking.check(config.ppo.loggers)
+    plan = make_plan(config, directory)
+    if plan.missing or policy_evaluation.is_missing(config, directory, plan):
+        connect()
+        reward_models = {name: model.folder for name, model in plan.all_models.items()}
+        known_scales = scales(config, directory, plan.all_models)
+        with at_work(
+            config.ppo,
+            policy=plan.start,
+            reward_models=reward_models,
+            format_config=config.format,
+            score_config=config.score.model_copy(update={"precision": recipes.score_precision(config)}),
+        ) as crew:
+            for target, recipe in plan.missing.items():
+                Controller(config, directory, plan, target, recipe, crew, known_scales).run()
+            policy_evaluation.run(config, directory, plan, crew, known_scales)
+    return policy_page.write(config, directory, plan)
+
+
+class Controller:
+    """One policy, from its start (or last checkpoint) to its artifact."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        plan: Plan,
+        target: Target,
+        recipe: Recipe,
+        crew: Crew,
+        known_scales: Mapping[str, Scale],
+    ) -> None:
+        self.config, self.ppo, self.directory, self.plan = config, config.ppo, directory, plan
+        self.target, self.recipe, self.crew, self.scales = target, recipe, crew, known_scales
+        self.prompts = training_prompts(config.ppo, target, plan.prompts)
+        self.tokenizer = load_tokenizer(plan.start)
+        self.canaries = prompt_sets.canaries(
+            self.prompts,
+            number=self.ppo.num_canaries,
+            max_tokens=config.format.max_tokens,
+            vocab_size=len(self.tokenizer),
+        )
+        self.checkpoints = PolicyCheckpoints(
+            checkpoints_of(recipe, run_address=directory.absolute_address, checkpoint_dir=self.ppo.checkpoint_dir)
+        )
+        self.step = 0
+        self.kl = kl_controller(self.ppo)
+        self.history: list[dict[str, float]] = []
+        self.ahead: list[Sample] | None = None
+        """Overlap: responses to this step's prompts that were written while the last step trained."""
+        self._generation: Generation | None = None
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+
+    def run(self) -> None:
+        """All steps; dead learners are started again from the last checkpoint."""
+        with progress_bar("ppo", unit="steps") as bar:
+            while True:
+                try:
+                    self._begin()
+                    self._run_steps(bar)
+                    self._write()
+                    break
+                except LearnerDied:
+                    self.crew.failures.note("learner")
+                    console.print(f"{self.target.name}: a learner died; starting again from the last checkpoint")
+                    self.crew.learners.start()
+        self.checkpoints.remove()
+
+    def run_step(self) -> dict[str, float]:
+        """One PPO step: roll out, score, shape rewards, estimate advantages, update, synchronise."""
+        rollouts = self.roll_out()
+        scores = self.score(rollouts)
+        rewards, evaluated = self.shape_rewards(rollouts, scores)
+        experience = self.estimate_advantages(rollouts, scores, rewards, evaluated)
+        statistics = self.update(experience)
+        statistics["canary_difference"] = self.synchronise()
+        return self.summarise(rollouts, scores, evaluated, experience, statistics)
+
+    def roll_out(self) -> list[Rollout]:
+        """One response per request of this step, with the log-probabilities of the engine that wrote it."""
+        prompts = self._requests(self.step)
+        with self._timed("generation"):
+            samples = self.ahead
+            if samples is None:
+                samples = self.crew.engines.collect(self._submit(self.step))
+        self.ahead = None
+        if self.ppo.overlap and self.step + 1 < self.ppo.num_steps:
+            self._generation = self._submit(self.step + 1)
+        texts = self.tokenizer.batch_decode([sample.token_ids for sample in samples], skip_special_tokens=True)
+        return [
+            Rollout(prompt, sample, text.strip()) for prompt, sample, text in zip(prompts, samples, texts, strict=True)
+        ]
+
+    def score(self, rollouts: Sequence[Rollout]) -> Scores:
+        """Rewards of the communities' models, normalised, composed, adjusted."""
+        with self._timed("scoring"):
+            asked = objective.questions(self.target, rollouts)
+            rewards = self.crew.scorers.score(
+                {community: objective.answers(rollouts, rows) for community, rows in asked.items()}
+            )
+        return objective.scores(self.target, rollouts, rewards, scales=self.scales, config=self.ppo)
+
+    def shape_rewards(
+        self, rollouts: Sequence[Rollout], scores: Scores
+    ) -> tuple[Float[Tensor, "responses tokens"], "Evaluated"]:
+        """Every token's reward: the price of moving from the reference and, at the last one, the score."""
+        sequences = Sequences(
+            [rollout.prompt.token_ids for rollout in rollouts], [rollout.sample.token_ids for rollout in rollouts]
+        )
+        with self._timed("training"):
+            found = self.crew.learners.evaluate(sequences)
+        evaluated = Evaluated(sequences, response_mask(sequences), engine_log_probs(rollouts), **found)
+        rewards = shaped_rewards(
+            scores=scores.final,
+            log_probs=evaluated.log_probs,
+            reference_log_probs=evaluated.reference_log_probs,
+            mask=evaluated.mask,
+            kl_coefficient=self.kl.coefficient,
+            estimator=self.ppo.kl_estimator,
+        )
+        return rewards, evaluated
+
+    def estimate_advantages(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Scores,
+        rewards: Float[Tensor, "responses tokens"],
+        evaluated: "Evaluated",
+    ) -> Experience:
+        """What each token is praised for, and how much it counts."""
+        mask, returns = evaluated.mask, None
+        if self.ppo.advantage == "gae":
+            assert evaluated.values is not None
+            advantages, returns = generalized_advantages(
+                rewards=rewards,
+                values=evaluated.values,
+                mask=mask,
+                discount=self.ppo.discount,
+                trace_decay=self.ppo.gae_lambda,
+            )
+            if self.ppo.whiten_advantages:
+                advantages = whitened(advantages, mask)
+        else:
+            compare = leave_one_out_advantages if self.ppo.advantage == "rloo" else group_relative_advantages
+            groups = rewards.sum(dim=1).view(-1, self.ppo.responses_per_prompt)  # a prompt's responses are neighbours
+            advantages = torch.where(mask, compare(groups).reshape(-1, 1), 0.0)
+        return Experience(
+            sequences=evaluated.sequences,
+            mask=mask,
+            old_log_probs=evaluated.log_probs,
+            advantages=advantages,
+            importance=truncated_importance(
+                learner_log_probs=evaluated.log_probs,
+                engine_log_probs=evaluated.engine_log_probs,
+                mask=mask,
+                cap=self.ppo.importance_cap,
+                level=self.ppo.importance_level,
+            ),
+            old_values=evaluated.values,
+            returns=returns,
+        )
+
+    def update(self, experience: Experience) -> dict[str, float]:
+        """Learn from the batch."""
+        with self._timed("training"):
+            return self.crew.learners.update(experience, self.step)
+
+    def synchronise(self) -> float:
+        """The new weights to every engine, proved; the largest canary difference, nats.
+
+        With overlap the engines finish the next batch first: it is written by the weights before this update.
+        """
+        if self._generation is not None:
+            with self._timed("generation"):
+                self.ahead = self.crew.engines.collect(self._generation)
+            self._generation = None
+        with self._timed("synchronising"):
+            return self._publish(self.step + 1)
+
+    def summarise(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Scores,
+        evaluated: "Evaluated",
+        experience: Experience,
+        statistics: Mapping[str, float],
+    ) -> dict[str, float]:
+        """This step in numbers; moves the KL controller on."""
+        mask = evaluated.mask
+        kl = float((evaluated.log_probs - evaluated.reference_log_probs).sum(dim=1).mean())
+        apart = torch.where(mask, evaluated.log_probs - evaluated.engine_log_probs, 0.0).abs()
+        num_tokens = int(mask.sum())
+        row = {
+            "reward": float(scores.final.mean()),
+            "reward_deviation": float(scores.final.std()) if len(rollouts) > 1 else 0.0,
+            "kl": kl,
+            "kl_coefficient": self.kl.coefficient,
+            "length": num_tokens / len(rollouts),
+            "unfinished_share": scores.num_unfinished / len(rollouts),
+            "empty_share": scores.num_empty / len(rollouts),
+            "engine_difference": float(apart.max()),
+            "importance_mean": float(experience.importance[mask].mean()),
+            "importance_max": float(experience.importance[mask].max()),
+            **statistics,
+        }
+        for community, values in scores.normalised.items():
+            row[f"reward of {community}"] = float(values.nanmean())
+        if evaluated.values is not None and experience.returns is not None:
+            error, spread = (experience.returns - evaluated.values)[mask], experience.returns[mask]
+            row["explained_variance"] = float(1 - error.var() / spread.var().clamp(min=1e-12))
+        if self.plan.truth is not None:
+            for community in self.plan.truth.preferences:
+                worth = [self.plan.truth.utility(rollout.text, community) for rollout in rollouts]
+                row[f"utility of {community}"] = sum(worth) / len(worth)
+        self.kl = self.kl.after(kl=kl, num_sequences=len(rollouts))
+        return row
+
+    def _requests(self, step: int) -> list[Prompt]:
+        asked = prompt_sets.prompts_of_step(
+            self.prompts, step=step, number=self.ppo.prompts_per_step, seed=self.config.seed
+        )
+        return [prompt for prompt in asked for _ in range(self.ppo.responses_per_prompt)]
+
+    def _submit(self, step: int) -> Generation:
+        prompts = self._requests(step)
+        seeds = prompt_sets.request_seeds(seed=self.config.seed, step=step, number=len(prompts))
+        return self.crew.engines.submit([prompt.token_ids for prompt in prompts], seeds)
+
+    def _publish(self, version: int) -> float:
+        update = self.crew.learners.publish(version, self.canaries, self.crew.engine_precision)
+        return self.crew.engines.synchronise(update)
+
+    def _begin(self) -> None:
+        """The state of the last checkpoint, or the start; engines in step with it."""
+        self.crew.learners.begin(
+            LearnerTask(
+                name=self.target.name,
+                start=str(self.plan.start),
+                config=self.ppo,
+                seed=self.config.seed,
+                temperature=self.ppo.temperature,
+                reference=str(self.plan.start),
+                has_critic=self.ppo.advantage == "gae",
+            )
+        )
+        self.step, self.history, self.ahead, self._generation = 0, [], None, None
+        self.kl = kl_controller(self.ppo)
+        newest = self.checkpoints.newest()
+        if newest is not None:
+            self._restore(self.crew.learners.restore(str(newest)))
+        self._publish(self.step)
+
+    def _run_steps(self, bar: Bar) -> None:
+        folder = Path(self.checkpoints_address) if "://" in self.config.run_dir else Path(self.config.run_dir) / "logs"
+        settings = self.ppo.identity("ppo")
+        with tracking.tracking(
+            self.ppo.loggers,
+            name=f"ppo {self.target.name}",
+            folder=folder / Path(self.recipe.name).name,
+            first_step=self.step,
+            settings=settings,
+        ) as log:
+            while self.step < self.ppo.num_steps:
+                start = time.monotonic()
+                self._seconds = dict.fromkeys(PHASES, 0.0)
+                row = self.run_step()
+                elapsed = time.monotonic() - start
+                row |= {f"{phase}_share": seconds / elapsed for phase, seconds in self._seconds.items()}
+                tokens = row["length"] * self.ppo.prompts_per_step * self.ppo.responses_per_prompt
+                row |= {"seconds": elapsed, "tokens_per_second": tokens / elapsed}
+                self.history.append(row)
+                log(self.step, row)
+                self.step += 1
+                bar.update(self.step, self.ppo.num_steps, name=self.target.name, note=progress_note(row))
+                if self.step % self.ppo.checkpoint_every_steps == 0 and self.step < self.ppo.num_steps:
+                    self.checkpoints.save(self.crew.learners, self.step, self._state())
+
+    @property
+    def checkpoints_address(self) -> str:
+        """Where logs go when the run directory is no disk."""
+        return str(self.ppo.checkpoint_dir)
+
+    def _state(self) -> dict:
+        """What the controller must remember; plain values. RNG: every draw is a function of (seed, step)."""
+        ahead = None if self.ahead is None else [asdict(sample) for sample in self.ahead]
+        return {
+            "step": self.step,
+            "history": self.history,
+            "kl_coefficient": self.kl.coefficient,
+            "ahead": json.dumps(ahead),
+        }
+
+    def _restore(self, state: dict) -> None:
+        self.step, self.history = state["step"], list(state["history"])
+        self.kl = replace(self.kl, coefficient=state["kl_coefficient"])
+        ahead = json.loads(state["ahead"])
+        if ahead is not None:
+            self.ahead = [
+                Sample(tuple(row["token_ids"]), tuple(row["log_probs"]), row["is_finished"], row["version"])
+                for row in ahead
+            ]
+
+    def _write(self) -> None:
+        ppo, last = self.ppo, self.history[-1]
+        facts = {
+            "trained for": list(self.target.communities),
+            "composition": self.target.composition,
+            "start and reference": ppo.policy or "the run's start policy",
+            "advantages": ppo.advantage,
+            "steps": len(self.history),
+            "responses per step": ppo.prompts_per_step * ppo.responses_per_prompt,
+            "KL coefficient, first and last": f"{self.history[0]['kl_coefficient']:.4g}, {last['kl_coefficient']:.4g}",
+            "reward (validation standard deviations), first and last step": f"{self.history[0]['reward']:+.3f}, "
+            f"{last['reward']:+.3f}",
+            "KL to the reference at the end, nats per response": f"{last['kl']:.3f}",
+            **self.crew.learners.describe(),
+        }
+        files = {
+            "README.md": policy_card(f"policy for {self.target.name}", facts),
+            "metrics.json": {"target": asdict(self.target), "steps": self.history},
+        }
+        statistics = {
+            "num_steps": len(self.history),
+            "num_prompts": len(self.prompts),
+            "num_prompts_too_long": self.plan.prompts.num_too_long,
+            "kl": last["kl"],
+            "reward": last["reward"],
+        }
+        self.crew.learners.write(self.recipe, self.directory.absolute_address, files, statistics)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.monotonic() - start
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A batch under engine, policy, reference and critic, [responses, tokens]; zero outside the mask."""
+
+    sequences: Sequences
+    mask: Tensor
+    engine_log_probs: Tensor
+    log_probs: Tensor
+    reference_log_probs: Tensor
+    values: Tensor | None = None
+
+
+def kl_controller(config: PpoConfig) -> AdaptiveKL | FixedKL:
+    """Fixed, or adaptive when there is a budget."""
+    if config.kl_budget is None:
+        return FixedKL(config.kl_coefficient)
+    return AdaptiveKL(max(config.kl_coefficient, 1e-4), target=config.kl_budget, horizon=config.kl_horizon)
+
+
+def response_mask(sequences: Sequences) -> Tensor:
+    """True on every response's own tokens."""
+    lengths = torch.tensor([len(response) for response in sequences.responses])
+    return torch.arange(int(lengths.max())).unsqueeze(0) < lengths.unsqueeze(1)
+
+
+def engine_log_probs(rollouts: Sequence[Rollout]) -> Float[Tensor, "responses tokens"]:
+    """What the engines said of the tokens that they wrote, nats; zero outside."""
+    found = torch.zeros(len(rollouts), max(len(rollout.sample.token_ids) for rollout in rollouts))
+    for row, rollout in enumerate(rollouts):
+        found[row, : len(rollout.sample.log_probs)] = torch.tensor(rollout.sample.log_probs)
+    if not torch.isfinite(found).all():
+        raise TrainingError(
+            "a rollout engine gave a log-probability that is not finite; use ppo.engine_precision float32"
+        )
+    return found
+
+
+def progress_note(row: Mapping[str, float]) -> str:
+    """Reward, KL, length, speed and where the time goes, for the progress bar."""
+    shares = " ".join(f"{phase[:3]} {100 * row[f'{phase}_share']:.0f}%" for phase in PHASES)
+    return (
+        f"reward {row['reward']:+.2f} kl {row['kl']:.2f} length {row['length']:.0f} "
+        f"{row['tokens_per_second']:,.0f} tok/s {shares}"
+    )

@@ -1,0 +1,203 @@
+"""The start policy: supervised learning of the responses that people chose."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import ray
+
+from scpo_ray import model_files, policies
+from scpo_ray.artifacts import Manifest, Recipe, RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.core.schedules import learning_rate, num_optimizer_steps
+from scpo_ray.errors import DataError
+from scpo_ray.formatting import Formatter
+from scpo_ray.models import load_tokenizer
+from scpo_ray.ppo.actors import Failures
+from scpo_ray.ppo.checkpoints import PolicyCheckpoints
+from scpo_ray.ppo.learner import LearnerTask
+from scpo_ray.ppo.learners import LearnerDied, Learners
+from scpo_ray.ppo.placement import reserved
+from scpo_ray.ppo.prompts import is_test_group
+from scpo_ray.ppo.records import Sequences
+from scpo_ray.runtime import Bar, connect, progress_bar
+from scpo_ray.stages import recipes
+from scpo_ray.stages.prepare import check_known
+from scpo_ray.stages.train_global import check_checkpoint_dir
+from scpo_ray.training.model_card import licence_of
+from scpo_ray.training.policy_card import policy_card
+from scpo_ray.training.task import checkpoints_of
+
+_INITIAL = "checkpoints/initial_policy"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught: exchanges, and how many could not be."""
+
+    sequences: Sequences
+    communities: list[str]
+    num_too_long: int
+
+
+def run(config: Config) -> Manifest:
+    """Write `start_policy`; what is already made is found on disk. An interrupted run goes on from its last checkpoint.
+
+    Raises:
+        ConfigError: a configured community does not occur, or the cluster is too small.
+        DataError: there is nothing to learn from.
+        ModelError: the policy to start from cannot be used.
+    """
+    directory = RunDirectory(config.run_dir)
+    check_checkpoint_dir(config.run_dir, config.sft.checkpoint_dir, "sft")
+    recipe = recipes.start_policy(config, directory)
+    made = recipe.is_made(directory, rebuild=config.rebuild)
+    if made is not None:
+        return made
+    start = _start(config, directory)
+    lesson = read_lesson(config, directory, start)
+    connect()
+    folder = checkpoints_of(recipe, run_address=directory.absolute_address, checkpoint_dir=config.sft.checkpoint_dir)
+    checkpoints = PolicyCheckpoints(folder)
+    threads = config.sft.threads_per_learner or max(1, (os.cpu_count() or 1) // config.sft.num_learners)
+    with (
+        reserved(config.sft, ("learner",)) as placement,
+        progress_bar("sft", unit="steps") as bar,
+    ):
+        learners = Learners(config.sft, lambda rank: placement.options("learner", rank), threads=threads)
+        try:
+            losses = _teach(config, learners, lesson, start, checkpoints, bar)
+            _write(config, directory, recipe, learners, lesson, losses)
+        finally:
+            learners.stop()
+    checkpoints.remove()
+    directory.remove(_INITIAL)
+    return directory.require(recipe.name, job="sft")
+
+
+def read_lesson(config: Config, directory: RunDirectory, start: Path) -> Lesson:
+    """The chosen responses of the communities' training pairs, each once, to prompts that policies may be trained on."""
+    manifest = recipes.checked(directory, recipes.prepared(config))
+    majority = manifest.statistics["majority"]
+    assert isinstance(majority, list)
+    communities = list(config.sft.communities or majority)
+    pairs = directory.read_table("prepared/pairs.parquet", columns=["community", "prompt_group", "chosen_id", "split"])
+    check_known("sft.communities", communities, pairs["community"].to_pylist())
+    pairs = pairs.filter((pc.field("split") == "train") & pc.field("community").isin(communities))
+    salt, fraction = config.prepare.split_salt, config.ppo.test_prompt_fraction
+    chosen = {
+        row["chosen_id"]
+        for row in pairs.to_pylist()
+        if not is_test_group(row["prompt_group"], salt=salt, fraction=fraction)
+    }
+    rows = directory.read_table(
+        "prepared/responses.parquet",
+        columns=["response_id", "context", "response"],
+        filters=pc.field("response_id").isin(sorted(chosen)),
+    ).sort_by("response_id")
+    formatter = Formatter(load_tokenizer(start), config.format)
+    exchanges = formatter.exchanges(rows["context"].to_pylist(), rows["response"].to_pylist())
+    fitting = [pair for pair in exchanges if len(pair[0]) + len(pair[1]) <= config.format.max_tokens]
+    if not fitting:
+        raise DataError(
+            f"sft: no chosen response of {', '.join(communities)} to learn from ({len(exchanges)} are longer than "
+            f"format.max_tokens {config.format.max_tokens}); raise it, or name other communities"
+        )
+    sequences = Sequences([prompt for prompt, _ in fitting], [response for _, response in fitting])
+    return Lesson(sequences, communities, len(exchanges) - len(fitting))
+
+
+def batches(number: int, *, batch_size: int, num_steps: int, seed: int, first_step: int = 0) -> Iterator[list[int]]:
+    """Rows of each step from `first_step` on; every epoch is a new permutation, cut into whole batches."""
+    per_epoch = max(1, -(-number // batch_size))
+    for step in range(first_step, num_steps):
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng([seed, 7, epoch]).permutation(number)
+        yield order[place * batch_size : (place + 1) * batch_size].tolist()
+
+
+def _start(config: Config, directory: RunDirectory) -> Path:
+    """The pretrained policy, or a fresh one saved for the learners."""
+    if config.sft.policy is not None:
+        folder = model_files.resolve(config.sft.policy)
+        policies.check(folder, num_tokens=config.format.max_tokens)
+        return folder.absolute()
+    responses = directory.read_table("prepared/responses.parquet", columns=["context", "response"]).to_pylist()
+    texts = (text for row in responses for text in (*(m["content"] for m in row["context"]), row["response"]))
+    made = policies.make(config.sft.scratch, texts=texts, max_tokens=config.format.max_tokens, seed=config.seed)
+    with Recipe(_INITIAL, "sft", {}, {}, config.seed).making(directory) as draft:
+        policies.save(made, draft.folder)
+    return directory.fetch(_INITIAL).absolute()
+
+
+def _teach(
+    config: Config, learners: Learners, lesson: Lesson, start: Path, checkpoints: PolicyCheckpoints, bar: Bar
+) -> list[float]:
+    """All steps, from the last checkpoint; the losses, nats per response token."""
+    failures = Failures(config.sft.max_failures)
+    while True:
+        try:
+            learners.begin(LearnerTask("start policy", str(start), config.sft, config.seed))
+            return _teach_from_checkpoint(config, learners, lesson, checkpoints, bar)
+        except LearnerDied:
+            failures.note("learner")
+            learners.start()
+
+
+def _teach_from_checkpoint(
+    config: Config, learners: Learners, lesson: Lesson, checkpoints: PolicyCheckpoints, bar: Bar
+) -> list[float]:
+    sft, number = config.sft, len(lesson.sequences.responses)
+    num_steps = num_optimizer_steps(
+        num_items=number, batch_size=sft.batch_size, epochs=sft.epochs, max_steps=sft.max_steps, max_overrides=False
+    )
+    newest = checkpoints.newest()
+    losses: list[float] = learners.restore(str(newest))["losses"] if newest is not None else []
+    sequences = ray.put(lesson.sequences)
+    for rows in batches(
+        number, batch_size=sft.batch_size, num_steps=num_steps, seed=config.seed, first_step=len(losses)
+    ):
+        rate = learning_rate(
+            step=len(losses),
+            num_steps=num_steps,
+            peak=sft.learning_rate,
+            warmup_fraction=sft.warmup_fraction,
+            schedule=sft.schedule,
+        )
+        losses.append(learners.imitate(sequences, rows, learning_rate=rate))
+        bar.update(len(losses), num_steps, note=f"loss {losses[-1]:.3f}")
+        if len(losses) % sft.checkpoint_every_steps == 0 and len(losses) < num_steps:
+            checkpoints.save(learners, len(losses), {"losses": losses})
+    return losses
+
+
+def _write(
+    config: Config, directory: RunDirectory, recipe: Recipe, learners: Learners, lesson: Lesson, losses: list[float]
+) -> None:
+    facts = {
+        "start": config.sft.policy or "from scratch",
+        "data": list(config.prepare.datasets),
+        "licence of the data": licence_of(config.prepare.datasets),
+        "communities whose chosen responses it learned": lesson.communities,
+        **learners.describe(),
+        "responses": len(lesson.sequences.responses),
+        "responses too long": lesson.num_too_long,
+        "optimiser steps": len(losses),
+        "loss, first and last step": f"{losses[0]:.4f}, {losses[-1]:.4f}" if losses else "no step",
+    }
+    files = {
+        "README.md": policy_card("start policy", facts),
+        "metrics.json": {"losses": losses},
+    }
+    statistics = {
+        "num_responses": len(lesson.sequences.responses),
+        "num_too_long": lesson.num_too_long,
+        "num_steps": len(losses),
+        "num_tokens": int(
+            sum(lesson.sequences.lengths) * len(losses) * config.sft.batch_size / len(lesson.sequences.responses)
+        ),
+    }
+    learners.write(recipe, directory.absolute_address, files, statistics)
