@@ -53,6 +53,10 @@ class AtlasConfig(Section):
     """On how many of the six attributes a minority prefers the opposite of the majority: one number for all, or one for
     each; 0 plants a community that does not differ."""
 
+    disjoint_turns: bool = False
+    """No attribute is turned by two minorities: with three turned attributes each, two minorities want the opposite of each
+    other in everything. Off: each draws its own, whatever the others turn."""
+
     noise_rate: float = Field(default=0.05, ge=0, lt=0.5)
     """Share of ratings whose response was swapped with another one's (labelled `noise`)."""
 
@@ -76,6 +80,15 @@ class AtlasConfig(Section):
                 raise ValueError(
                     f"{name} has {number} values for {self.num_minorities} minorities; give one, or one for each"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _disjoint_turns_fit(self) -> "AtlasConfig":
+        turned = sum(self.of_minority(index)[1] for index in range(self.num_minorities))
+        if self.disjoint_turns and turned > 6:
+            raise ValueError(
+                f"disjoint_turns: the minorities turn {turned} attributes, there are 6; lower turned_attributes"
+            )
         return self
 
     def of_minority(self, index: int) -> tuple[int, int]:

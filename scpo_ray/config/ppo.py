@@ -199,6 +199,9 @@ class PpoConfig(LearnerConfig):
     num_scorers: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Actors with the communities' reward models."""
 
+    held_out_every_steps: int = Field(default=5, ge=1, json_schema_extra=NOT_IDENTITY)
+    """How often the rollouts are shown to held-out reward models as well, where train.num_seeds made some."""
+
     placement: Literal["apart", "colocated"] = Field(default="apart", json_schema_extra=NOT_IDENTITY)
     """apart: every actor its own resources, anywhere. colocated: the i-th engine, learner and scorer share one bundle, on one
     node; give them fractions of one GPU."""

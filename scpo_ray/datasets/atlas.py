@@ -94,10 +94,14 @@ def world(config: AtlasConfig, *, seed: int) -> World:
     """The communities of a seed: each minority turns the majority's preference on some attributes of its own."""
     random = np.random.default_rng([seed, 0])
     preferences = {MAJORITY: _MAJORITY_PREFERENCES}
+    free = np.arange(len(ATTRIBUTES))
     for index, community in enumerate(MINORITIES[: config.num_minorities]):
         _, turned = config.of_minority(index)
         theta = _MAJORITY_PREFERENCES.copy()
-        theta[random.choice(len(ATTRIBUTES), size=turned, replace=False)] *= -1
+        chosen = random.choice(free, size=turned, replace=False)
+        theta[chosen] *= -1
+        if config.disjoint_turns:
+            free = np.setdiff1d(free, chosen)
         preferences[community] = theta
     return World(preferences)
 

@@ -78,8 +78,10 @@ def at_work(
             threads=config.threads_per_learner or max(1, (os.cpu_count() or 1) // config.num_learners),
         )
         try:
+            scorers = Scorers(pool, list(reward_models))
+            scorers.load()
             engines.wait()
-            yield Crew(engines, Scorers(pool, list(reward_models)), learners, failures, precision)
+            yield Crew(engines, scorers, learners, failures, precision)
         finally:
             learners.stop()
             pool.stop()

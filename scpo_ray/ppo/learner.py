@@ -325,8 +325,7 @@ class Learner:
                 totals[key] = totals.get(key, 0.0) + (0.0 if batch.is_placeholder else float(value.detach()))
         for name, engine in self._engines.items():
             if f"{name}_loss" in totals:
-                engine.step()
-                totals[f"{name}_grad_norm"] = float(engine.get_global_grad_norm() or 0.0) / self._num_ranks
+                totals[f"{name}_grad_norm"] = self._step(engine) / self._num_ranks
         summed = torch.tensor(list(totals.values()), dtype=torch.float64, device=self._device)
         dist.all_reduce(summed)
         result = dict(zip(totals, summed.tolist(), strict=True))
@@ -336,6 +335,17 @@ class Learner:
                     f"{self._task.name}: {name} is {value}; lower the learning rate or use precision float32"
                 )
         return result
+
+    def _step(self, engine: Any) -> float:
+        """One optimiser step; the gradient's norm before clipping, the same on every rank."""
+        import torch
+
+        if engine.zero_optimization_stage() == 0:  # the only stage that does not tell
+            norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+            engine.step()
+            return float(norm)
+        engine.step()
+        return float(engine.get_global_grad_norm())
 
     def _batches(self, sequences: Sequences, rows: Sequence[int]) -> "Iterator[RankBatch]":
         """This rank's micro-batches, as many as every other rank's; where it has none, the shortest sequence as placeholder."""

@@ -40,11 +40,11 @@ class RewardActor:
         """Of the actor's process."""
         return os.getpid()
 
-    def score(self, name: str, answers: Sequence[Answer]) -> list[float]:
-        """Rewards of one model.
+    def load(self, name: str) -> None:
+        """Have a model in memory.
 
         Raises:
-            ModelError: a reward is not finite; it names the response.
+            ModelError: it cannot be loaded.
         """
         from scpo_ray.scoring import RewardScorer
 
@@ -55,6 +55,14 @@ class RewardActor:
                 tokens_per_batch=self._score_config.tokens_per_batch,
                 precision=self._score_config.precision,
             )
+
+    def score(self, name: str, answers: Sequence[Answer]) -> list[float]:
+        """Rewards of one model.
+
+        Raises:
+            ModelError: a reward is not finite; it names the response.
+        """
+        self.load(name)
         scores = self._scorers[name].score([answer.context for answer in answers], [answer.text for answer in answers])
         return scores.rewards.tolist()
 
@@ -65,6 +73,10 @@ class Scorers:
     def __init__(self, pool: Pool, names: Sequence[str]) -> None:
         self._pool = pool
         self._home = {name: index % len(pool) for index, name in enumerate(names)}
+
+    def load(self) -> None:
+        """Have every model in memory, so that a broken one is known before anything else begins."""
+        self._pool.collect([self._pool.submit(index, "load", name) for name, index in self._home.items()])
 
     def score(self, wanted: Mapping[str, Sequence[Answer]]) -> dict[str, list[float]]:
         """Rewards of each model for its answers, each distinct (context, response) computed once.

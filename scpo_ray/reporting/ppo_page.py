@@ -242,7 +242,7 @@ class PpoPage:
             f"training prompts. {_SMOOTHED}"
         )
         if points:
-            caption += " Diamonds: the best of n responses of the start policy, on test prompts, drawn at the most that its KL can be."
+            caption += " Diamonds: the best of n responses of the start policy, on test prompts, at the most that its KL can be."
         return [(caption, figures.reward_against_kl(rows, points))]
 
     def _followed(self, prefix: str, *, beside: str) -> list[tuple[str, alt.TopLevelMixin]]:
@@ -263,8 +263,8 @@ class PpoPage:
             else ""
         )
         caption = (
-            f"What a policy was trained on and the {beside}, on each step's own training prompts: gain over the mean of the first "
-            f"steps (a tenth of those measured, five at most).{units} {_SMOOTHED}"
+            f"What a policy was trained on and the {beside}, on each step's own training prompts: gain over the mean of the "
+            f"first steps (a tenth of those measured, five at most).{units} {_SMOOTHED}"
         )
         return [(caption, figures.over_optimisation(rows, lines=lines))]
 

@@ -40,7 +40,7 @@ from scpo_ray.ppo.records import Experience, Prompt, Rollout, Sample, Sequences
 from scpo_ray.runtime import Bar, connect, console, progress_bar
 from scpo_ray.stages import policy_evaluation, policy_page, recipes
 from scpo_ray.stages.community_models import scales
-from scpo_ray.stages.policy_plan import Plan, make_plan, training_prompts
+from scpo_ray.stages.policy_plan import Plan, held_out_name, make_plan, training_prompts
 from scpo_ray.stages.train_global import check_checkpoint_dir
 from scpo_ray.training.policy_card import policy_card
 from scpo_ray.training.task import checkpoints_of
@@ -135,6 +135,7 @@ class Controller:
         experience = self.estimate_advantages(rollouts, scores, rewards, evaluated)
         statistics = self.update(experience)
         statistics["canary_difference"] = self.synchronise()
+        statistics |= self.held_out_rewards(rollouts)
         return self.summarise(rollouts, scores, evaluated, experience, statistics)
 
     def roll_out(self) -> list[Rollout]:
@@ -237,6 +238,23 @@ class Controller:
             self._generation = None
         with self._timed("synchronising"):
             return self._publish(self.step + 1)
+
+    def held_out_rewards(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """What models that no policy is trained by think of these rollouts, on some steps; normalised means."""
+        names = [name for name in self.target.communities if name in self.plan.held_out]
+        if not names or self.step % self.ppo.held_out_every_steps:
+            return {}
+        rows = [row for row, rollout in enumerate(rollouts) if rollout.text]
+        asked = objective.answers(rollouts, rows)
+        with self._timed("scoring"):
+            rewards = self.crew.scorers.score({held_out_name(name): asked for name in names})
+        found = {}
+        for name in names:
+            scale = self.scales[held_out_name(name)]
+            total = sum((reward - scale.mean) / scale.deviation for reward in rewards[held_out_name(name)])
+            empty = (len(rollouts) - len(rows)) * self.ppo.empty_reward
+            found[f"held out reward of {name}"] = (total + empty) / len(rollouts)
+        return found
 
     def summarise(
         self,
