@@ -11,10 +11,13 @@ _REST = "the rest"
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Each value's mean with up to two on each side, as many on both: the first and the last stay as they are."""
-    found = []
+    """Each value's mean with up to a twentieth of all on each side, two at least, and as many before as after.
+
+    So the first and the last stay as they are, and a straight line stays straight.
+    """
+    widest, found = max(2, len(values) // 20), []
     for index in range(len(values)):
-        reach = min(2, index, len(values) - 1 - index)
+        reach = min(widest, index, len(values) - 1 - index)
         found.append(sum(values[index - reach : index + reach + 1]) / (2 * reach + 1))
     return found
 
@@ -42,7 +45,11 @@ def reward_against_kl(rows: Sequence[Mapping], points: Sequence[Mapping]) -> alt
     y = alt.Y("value:Q", title="Reward, standard deviations", scale=alt.Scale(zero=False))
     color, dash = _by_policy(rows)
     of_kind = {kind: base.transform_filter(f"datum.kind == '{kind}'") for kind in ("step", "end", "best")}
-    line = of_kind["step"].mark_line(strokeWidth=1.8).encode(x=x, y=y, color=color, strokeDash=dash, order="step:Q")
+    line = (
+        of_kind["step"]
+        .mark_line(strokeWidth=1.8, strokeJoin="round")
+        .encode(x=x, y=y, color=color, strokeDash=dash, order="step:Q")
+    )
     end = of_kind["end"].mark_point(size=60, filled=True, opacity=1).encode(x=x, y=y, color=color)
     best = of_kind["best"].mark_point(shape="diamond", size=70, color=_INK, strokeWidth=1.6, opacity=1)
     text = of_kind["best"].mark_text(align="left", dx=8, dy=4, fontSize=11, color=_INK)
@@ -61,13 +68,13 @@ def over_optimisation(rows: Sequence[Mapping], *, lines: tuple[str, str]) -> alt
     ends = {(row["policy"], row["line"]): row for row in values}
     values += [row | {"is_end": True} for row in ends.values()]
     base = alt.Chart(alt.Data(values=values))
-    legend = alt.Legend(title=None, orient="top")
+    legend = alt.Legend(title=None, orient="top", symbolType="stroke", symbolStrokeWidth=2)
     color = alt.Color("line:N", scale=alt.Scale(domain=list(lines), range=[_MARK, _OTHER]), legend=legend)
     dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=list(lines), range=[[1, 0], [6, 3]]), legend=legend)
     x = alt.X("kl:Q", title="KL, nats per response")
     y = alt.Y("value:Q", title="Gain over the first steps")
     zero = base.mark_rule(color=_SOFT, strokeWidth=1).encode(y=alt.datum(0))
-    drawn = base.transform_filter("!datum.is_end").mark_line(strokeWidth=1.8)
+    drawn = base.transform_filter("!datum.is_end").mark_line(strokeWidth=1.8, strokeJoin="round")
     end = (
         base.transform_filter("datum.is_end").mark_point(size=60, filled=True, opacity=1).encode(x=x, y=y, color=color)
     )
@@ -107,12 +114,12 @@ def through_training(rows: Sequence[Mapping], *, measures: Sequence[str]) -> alt
     """A small panel per measure, a line per policy. Args: rows: policy, measure, step, value; NaN leaves a gap."""
     values = [dict(row) | {"value": row["value"] if math.isfinite(row["value"]) else None} for row in rows]
     color, dash = _by_policy(rows)
-    is_short = max((row["step"] for row in rows), default=0) <= 12
+    num_steps = max((row["step"] for row in rows), default=0)
     chart = (
         alt.Chart(alt.Data(values=values))
-        .mark_line(strokeWidth=1.4, point=alt.OverlayMarkDef(size=22) if is_short else False)
+        .mark_line(strokeWidth=1.4, point=alt.OverlayMarkDef(size=22) if num_steps <= 12 else False)
         .encode(
-            x=alt.X("step:Q", title="Step", axis=alt.Axis(tickMinStep=1, format="d")),
+            x=alt.X("step:Q", title="Step", axis=alt.Axis(tickCount=min(5, num_steps), format="d")),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
             color=color,
             strokeDash=dash,
@@ -151,7 +158,7 @@ def time_shares(shares: Mapping[str, Mapping[str, float]]) -> alt.TopLevelMixin:
 def _by_policy(rows: Sequence[Mapping]) -> tuple[alt.Color, alt.StrokeDash]:
     """Colour and dash say the same, for grey and for paper."""
     policies = list(dict.fromkeys(row["policy"] for row in rows))
-    legend = alt.Legend(title=None, orient="top", columns=5, symbolLimit=0)
+    legend = alt.Legend(title=None, orient="top", columns=5, symbolLimit=0, symbolType="stroke", symbolStrokeWidth=2)
     scheme = "tableau10" if len(policies) <= 10 else "tableau20"
     dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4]]
     return (

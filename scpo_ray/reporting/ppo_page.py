@@ -15,7 +15,7 @@ from scpo_ray.reporting.summary import verdict
 from scpo_ray.reporting.templating import environment
 
 PHASES = ("generation", "scoring", "training", "synchronising")
-_JUDGES = {"proxy": "its reward model", "held out": "its held-out model", "truth": "its true utility"}
+_JUDGES = {"proxy": "reward model", "held out": "held-out model", "truth": "true utility"}
 _UNITS = {"proxy": "Standard deviations", "held out": "Standard deviations", "truth": "Utility"}
 _PANELS = {
     "kl": "KL, nats per response",
@@ -23,7 +23,10 @@ _PANELS = {
     "entropy": "Entropy, nats per token",
     "unfinished_share": "Unfinished, share of responses",
 }
-_SMOOTHED = "Smoothed: each measured step is averaged with up to two on each side. Dot: the last step."
+_SMOOTHED = (
+    "Smoothed: each measured step is averaged with up to a twentieth of all on each side (two at least), as many before as "
+    "after. Dot: the last step."
+)
 _VERBS = {"above": "gained", "below": "lost", "spans": "shows no change", "none": "shows no change"}
 _WHERE = {
     "above": "interval above zero",
@@ -142,6 +145,22 @@ class PpoPage:
         """(caption, SVG) of every figure that there are numbers for."""
         return [(caption, Markup(to_svg(chart))) for caption, chart in self._charts()]
 
+    @property
+    def measurements(self) -> dict[tuple[str, str], dict[str, Measurement]]:
+        """(policy, community) -> kind -> what was measured."""
+        found: dict[tuple[str, str], dict[str, Measurement]] = {}
+        for row in self.measured:
+            found.setdefault((row.policy, row.community), {})[row.kind] = row
+        return found
+
+    @property
+    def baselines(self) -> dict[tuple[str, int], dict[str, BestOfN]]:
+        """(community, n) -> kind -> the best of n."""
+        found: dict[tuple[str, int], dict[str, BestOfN]] = {}
+        for row in self.best_of_n:
+            found.setdefault((row.community, row.n), {})[row.kind] = row
+        return found
+
     def of(self, policy: TrainedPolicy, kind: str, *, is_own: bool = True) -> list[Measurement]:
         """What a policy is worth to the communities that it was trained for, or to the others."""
         return [
@@ -259,7 +278,7 @@ class PpoPage:
             return []
         units = (
             " Utility has a unit of its own: compare where the lines turn, not how high they are."
-            if "util" in beside
+            if prefix == "utility of"
             else ""
         )
         caption = (
@@ -282,7 +301,7 @@ class PpoPage:
             if row.kind == kind
         ]
         caption = (
-            f"Who gains from whose policy: gain over the start policy on the test prompts, each community by {_JUDGES[kind]}. "
+            f"Who gains from whose policy: gain over the start policy on the test prompts, by each community's {_JUDGES[kind]}. "
             "Star: the 95% interval excludes zero. Frame: the policy was trained for this community."
         )
         return caption, figures.steerability(rows, unit=_UNITS[kind])

@@ -1,0 +1,72 @@
+"""A dead actor's work is done by its successor, up to a number of deaths."""
+
+import os
+import signal
+
+import pytest
+
+from scpo_ray.errors import WorkerError
+from scpo_ray.ppo.actors import Failures, Pool
+
+
+class Worker:
+    """Says what it has been told, and by which start of it."""
+
+    def __init__(self, start: int) -> None:
+        self._start, self._told = start, None
+
+    def tell(self, what: str) -> None:
+        self._told = what
+
+    def answer(self, question: str) -> tuple:
+        return question, self._told, self._start
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_once(self, path: str) -> str:
+        if not os.path.exists(path):
+            open(path, "w").close()
+            self.die()
+        return "survived"
+
+
+def make_pool(ray, most: int, *, ready=lambda index, actor: None) -> tuple[Pool, list]:
+    starts: list[int] = []
+
+    def start(index: int):
+        starts.append(index)
+        return ray.remote(Worker).options(num_cpus=0.01).remote(len(starts))
+
+    return Pool("worker", 2, start, Failures(most), ready=ready), starts
+
+
+def test_a_successor_is_brought_up_to_date_and_asked_again(ray_cluster, tmp_path):
+    pool, starts = make_pool(
+        ray_cluster, 3, ready=lambda index, actor: ray_cluster.get(actor.tell.remote(f"state of {index}"))
+    )
+    calls = [
+        pool.submit(1, "die_once", str(tmp_path / "died")),
+        pool.submit(1, "answer", "after"),
+        pool.submit(0, "answer", "a"),
+    ]
+    assert pool.collect(calls) == ["survived", ("after", "state of 1", 3), ("a", None, 1)]
+    assert starts == [0, 1, 1]
+    pool.stop()
+
+
+def test_one_death_too_many_ends_the_run(ray_cluster):
+    pool, starts = make_pool(ray_cluster, 1)
+    with pytest.raises(WorkerError, match=r"worker 0, worker 0: died \(2 deaths, max_failures is 1\).*rerun to resume"):
+        pool.collect([pool.submit(0, "die")])
+    assert starts == [0, 1, 0]
+    pool.stop()
+
+
+def test_an_error_is_no_death(ray_cluster):
+    pool, starts = make_pool(ray_cluster, 0)
+    with pytest.raises(TypeError):
+        pool.collect([pool.submit(0, "answer", "too", "many")])
+    assert pool.all("answer", "fine") == [("fine", None, 1), ("fine", None, 2)]
+    assert starts == [0, 1]
+    pool.stop()
