@@ -26,7 +26,7 @@ from scpo_ray.core.advantages import (
 )
 from scpo_ray.core.kl import AdaptiveKL, FixedKL
 from scpo_ray.core.policy_losses import truncated_importance
-from scpo_ray.errors import TrainingError
+from scpo_ray.errors import SynchronizationError, TrainingError
 from scpo_ray.models import load_tokenizer
 from scpo_ray.ppo import objective, tracking
 from scpo_ray.ppo import prompts as prompt_sets
@@ -145,6 +145,7 @@ class Controller:
             samples = self.ahead
             if samples is None:
                 samples = self.crew.engines.collect(self._submit(self.step))
+        self._check_versions(samples)
         self.ahead = None
         if self.ppo.overlap and self.step + 1 < self.ppo.num_steps:
             self._generation = self._submit(self.step + 1)
@@ -293,6 +294,16 @@ class Controller:
                 row[f"utility of {community}"] = sum(worth) / len(worth)
         self.kl = self.kl.after(kl=kl, num_sequences=len(rollouts))
         return row
+
+    def _check_versions(self, samples: Sequence[Sample]) -> None:
+        """Step n is written by the weights after n updates; with overlap by those before the last of them."""
+        expected = max(self.step - self.ppo.overlap, 0)
+        found = {sample.version for sample in samples}
+        if found != {expected}:
+            raise SynchronizationError(
+                f"{self.target.name}: step {self.step} was written by weights of version {sorted(found)}, {expected} was to "
+                "write: a synchronisation was skipped; rerun to resume from the last checkpoint"
+            )
 
     def _requests(self, step: int) -> list[Prompt]:
         asked = prompt_sets.prompts_of_step(

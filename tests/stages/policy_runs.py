@@ -1,0 +1,57 @@
+"""A small world with reward models and a start policy, for tests of the stages that need both."""
+
+from scpo_ray.config import Config
+
+FIRST, SECOND = "Brevia", "Calder Isles"
+
+SETTINGS: dict[str, dict] = {
+    "prepare": {
+        "atlas": {
+            "num_prompts": 60,
+            "majority_annotators": 40,
+            "minority_annotators": 20,
+            "num_minorities": 2,
+            "turned_attributes": 3,
+            "disjoint_turns": True,
+            "interactions_per_annotator": 10,
+        }
+    },
+    "format": {"max_tokens": 80},
+    "train_global": {"epochs": 4, "learning_rate": 2e-3},
+    "train": {"epochs": 3, "learning_rate": 1e-3, "num_seeds": 2},
+    "sft": {"epochs": 12, "learning_rate": 3e-3, "checkpoint_every_steps": 40},
+    "ppo": {
+        "num_steps": 10,
+        "prompts_per_step": 64,
+        "max_response_tokens": 48,
+        "learning_rate": 5e-4,
+        "critic_learning_rate": 2e-3,
+        "warmup_steps": 2,
+        "checkpoint_every_steps": 3,
+        "held_out_every_steps": 4,
+        "evaluation": {"responses_per_prompt": 4},
+    },
+    "best_of_n": {"num_samples": (1, 4)},
+    "evaluate": {"num_resamples": 200},
+}
+"""Small enough for a test; large enough that ten steps of PPO move a policy."""
+
+
+def small_config(run_dir: str, **sections: dict) -> Config:
+    """The settings with sections merged over them."""
+    merged = {name: SETTINGS.get(name, {}) | sections.get(name, {}) for name in {*SETTINGS, *sections}}
+    return Config(run_dir=run_dir, **merged)
+
+
+def with_models(config: Config) -> None:
+    """Data, reward models, start policy."""
+    from scpo_ray.stages import prepare, score, select, sft, train, train_global
+
+    for stage in (prepare, train_global, score, select, train, sft):
+        stage.run(config)
+
+
+if __name__ == "__main__":
+    import sys
+
+    with_models(small_config(sys.argv[1]))

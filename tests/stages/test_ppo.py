@@ -1,0 +1,303 @@
+"""PPO on real vLLM and DeepSpeed: it raises what it should, and goes on as if nothing had happened when actors are killed."""
+
+import itertools
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.errors import ModelError, SynchronizationError
+from scpo_ray.ppo.crew import Crew, at_work
+from scpo_ray.ppo.objective import Target
+from scpo_ray.ppo.reward import Answer
+from scpo_ray.scoring import RewardScorer
+from scpo_ray.stages import ppo, recipes
+from scpo_ray.stages.community_models import scales
+from scpo_ray.stages.policy_plan import Plan, make_plan
+from tests.stages.policy_runs import FIRST, SECOND, small_config, with_models
+
+SAME = ("reward", "kl", "length", "utility of Brevia", "policy_loss", "critic_loss", "entropy")
+"""What two runs that asked the same prompts and drew the same responses have in common."""
+
+
+@pytest.fixture(scope="module")
+def config(ray_cluster, tmp_path_factory) -> Config:
+    config = small_config(str(tmp_path_factory.mktemp("policies") / "run"))
+    with_models(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def shown(config) -> str:
+    """Both communities' policies, trained and measured; what the job prints."""
+    return ppo.run(config)
+
+
+@pytest.fixture(scope="module")
+def plan(config, shown) -> Plan:
+    return make_plan(config, RunDirectory(config.run_dir))
+
+
+@pytest.fixture(scope="module")
+def known_scales(config, plan):
+    return scales(config, RunDirectory(config.run_dir), plan.all_models)
+
+
+@pytest.fixture(scope="module")
+def crew(config, plan):
+    with _crew(config, plan) as found:
+        yield found
+
+
+def _crew(config: Config, plan: Plan, **models: str):
+    return at_work(
+        config.ppo,
+        policy=plan.start,
+        reward_models={name: model.folder for name, model in plan.all_models.items()} | models,
+        format_config=config.format,
+        score_config=config.score.model_copy(update={"precision": recipes.score_precision(config)}),
+    )
+
+
+def controller(config, plan, crew, known_scales, name: str, *, kind=ppo.Controller, **settings) -> ppo.Controller:
+    """One for the first community with other settings, under a name of its own."""
+    changed = config.model_copy(update={"ppo": config.ppo.model_copy(update=settings)})
+    target = Target(name, (FIRST,), "each")
+    recipe = replace(plan.recipes[Target(FIRST, (FIRST,), "each")], name=f"policies/{name}", identity={"name": name})
+    return kind(changed, RunDirectory(config.run_dir), plan, target, recipe, crew, known_scales)
+
+
+def steps_of(config: Config, name: str) -> list[dict]:
+    return RunDirectory(config.run_dir).read_json(f"policies/{name}/metrics.json")["steps"]
+
+
+def folder_of(config: Config, community: str) -> str:
+    return next(
+        name for name in RunDirectory(config.run_dir).names("policies") if name.startswith(community.lower()[:6])
+    )
+
+
+def judgements(config: Config):
+    table = RunDirectory(config.run_dir).read_table(f"{recipes.POLICY_EVALUATION}/judgements.parquet")
+    return table.to_pandas().groupby(["policy", "kind", "community"]).value.mean()
+
+
+def test_each_policy_gains_true_utility_for_its_own_community_and_not_for_the_other(config, shown):
+    means = judgements(config)
+    for own, other in ((FIRST, SECOND), (SECOND, FIRST)):
+        assert means[own, "proxy", own] - means["start", "proxy", own] > 0.5
+        assert means[own, "held out", own] - means["start", "held out", own] > 0.3
+        assert means[own, "truth", own] - means["start", "truth", own] > 0.2
+        assert means[own, "truth", other] - means["start", "truth", other] < 0
+
+
+def test_the_page_tells_it(config, shown):
+    directory = RunDirectory(config.run_dir)
+    page = directory.read_text("ppo.html")
+    assert shown.splitlines()[-1] == directory.path("ppo.html")
+    for text in (
+        "compared with it on",
+        f"policy {FIRST} gained",
+        f"policy {SECOND} gained",
+        "true utility",
+        "held-out",
+    ):
+        assert text in page
+    assert all(line in page.replace("&#39;", "'") for line in shown.splitlines()[:-1])
+
+
+def test_no_policy_saw_a_test_prompt(config, plan):
+    directory = RunDirectory(config.run_dir)
+    tested = set(directory.read_table(f"{recipes.POLICY_EVALUATION}/responses.parquet")["prompt_group"].to_pylist())
+    assert tested == {prompt.prompt_group for prompt in plan.prompts.test}
+    assert not tested & {prompt.prompt_group for prompt in plan.prompts.train}
+    from scpo_ray.stages.sft import read_lesson
+
+    lesson = read_lesson(config, directory, plan.start)
+    taught = {tuple(prompt) for prompt in lesson.sequences.prompts}
+    assert taught and not taught & {prompt.token_ids for prompt in plan.prompts.test}
+
+
+def test_what_is_there_is_not_made_again(config, shown, monkeypatch):
+    monkeypatch.setattr(ppo, "at_work", None)  # whoever starts an actor fails
+    assert ppo.run(config) == shown
+
+
+def test_the_saved_policy_is_the_one_that_was_measured(config, shown, crew, plan):
+    """Its responses under a learner that has loaded the artifact have the divergence that training reported last."""
+    from scpo_ray import policies
+
+    folder = Path(config.run_dir) / "policies" / folder_of(config, FIRST)
+    model, start = policies.load(folder).model, policies.load(plan.start).model
+    assert not torch.equal(model.get_input_embeddings().weight, start.get_input_embeddings().weight)
+    assert json.loads((folder / "metrics.json").read_text())["steps"][-1]["canary_difference"] < 1e-4
+
+
+def test_rewards_are_those_of_the_pipelines_scorer(config, plan, crew):
+    prompt = plan.prompts.train[0]
+    answers = [Answer(prompt.context, text) for text in ("do this at once .", "hey there .", "do this at once .")]
+    found = crew.scorers.score({FIRST: answers})[FIRST]
+    scorer = RewardScorer(
+        Path(plan.models[FIRST].folder),
+        format_config=config.format,
+        tokens_per_batch=8192,
+        precision=recipes.score_precision(config),
+    )
+    expected = scorer.score([prompt.context] * 2, ["do this at once .", "hey there ."]).rewards.tolist()
+    assert found == pytest.approx([*expected, expected[0]], abs=2e-3)
+    assert found[0] == found[2]
+
+
+def test_at_learning_rate_zero_engine_and_learner_agree_for_the_whole_run(config, plan, crew, known_scales):
+    still = controller(config, plan, crew, known_scales, "still", learning_rate=0.0, num_steps=4, overlap=True)
+    still.run()
+    for row in steps_of(config, "still"):
+        assert row["engine_difference"] < 2e-5
+        assert abs(row["importance_max"] - 1) < 2e-5
+        assert row["canary_difference"] < 2e-5
+        assert row["kl"] == 0.0
+
+
+class Killing(ppo.Controller):
+    """Kills an engine, a scorer and a learner, each as its step begins."""
+
+    def run_step(self):
+        victims = {2: self.crew.engines.pool.actors, 4: self.crew.scorers._pool.actors, 5: self.crew.learners.actors}
+        victim = victims.get(self.step)
+        if victim and self.step not in self.killed:
+            import ray
+
+            self.killed.append(self.step)
+            os.kill(ray.get(victim[0].pid.remote()), signal.SIGKILL)
+        return super().run_step()
+
+
+def test_killed_actors_change_nothing(config, shown, plan, crew, known_scales):
+    """An engine, a scorer, a learner: the next prompts, responses and losses are those of the undisturbed run."""
+    killed = controller(config, plan, crew, known_scales, "killed", kind=Killing)
+    killed.killed = []
+    killed.run()
+    assert killed.killed == [2, 4, 5]
+    assert crew.failures.seen == ["rollout engine 0", "reward scorer 0", "learner"]
+    crew.failures.seen.clear()
+    _same(steps_of(config, "killed"), steps_of(config, folder_of(config, FIRST)))
+
+
+def _same(found: list[dict], expected: list[dict]) -> None:
+    assert len(found) == len(expected)
+    for row, other in zip(found, expected, strict=True):
+        assert {key: row[key] for key in SAME} == pytest.approx({key: other[key] for key in SAME}, abs=1e-5, rel=1e-4)
+
+
+class Interrupted(ppo.Controller):
+    """Gives up after five steps, as Ctrl-C does."""
+
+    def run_step(self):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return super().run_step()
+
+
+def test_overlap_is_one_step_behind_and_resumes_exactly(config, plan, crew, known_scales):
+    """What was written ahead is in the checkpoint: the weights that wrote it are gone."""
+    controller(config, plan, crew, known_scales, "overlapped", overlap=True, num_steps=7).run()
+    undisturbed = steps_of(config, "overlapped")
+    RunDirectory(config.run_dir).remove("policies/overlapped")
+    with pytest.raises(KeyboardInterrupt):
+        controller(config, plan, crew, known_scales, "overlapped", kind=Interrupted, overlap=True, num_steps=7).run()
+    resumed = controller(config, plan, crew, known_scales, "overlapped", overlap=True, num_steps=7)
+    resumed.run()
+    _same(steps_of(config, "overlapped"), undisturbed)
+    assert undisturbed[0]["importance_max"] == pytest.approx(1.0, abs=2e-5)
+    assert all(row["engine_difference"] > 1e-3 for row in undisturbed[2:])  # a step off policy
+
+
+class Skipping(ppo.Controller):
+    """Forgets to synchronise once."""
+
+    def synchronise(self):
+        return 0.0 if self.step == 1 else super().synchronise()
+
+
+def test_a_skipped_synchronisation_stops_the_run(config, plan, crew, known_scales):
+    with pytest.raises(SynchronizationError, match=r"step 2 was written by weights of version \[1\], 2 was to write"):
+        controller(config, plan, crew, known_scales, "skipping", kind=Skipping).run()
+
+
+class Damaging(ppo.Controller):
+    """One published tensor is 1% larger than the learner's, its checksum taken before."""
+
+    def _publish(self, version):
+        update = self.crew.learners.publish(version, self.canaries, self.crew.engine_precision)
+        if version == 2:
+            import ray
+
+            chunk = [
+                (name, tensor * (1.01 if index == 1 else 1.0))
+                for index, (name, tensor) in enumerate(ray.get(update.chunks[0]))
+            ]
+            update = replace(update, chunks=(ray.put(chunk), *update.chunks[1:]))
+        return self.crew.engines.synchronise(update)
+
+
+def test_a_damaged_tensor_stops_the_run(config, plan, crew, known_scales):
+    with pytest.raises(SynchronizationError, match="weights of version 2 came in with checksum"):
+        controller(config, plan, crew, known_scales, "damaged", kind=Damaging).run()
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+def test_critic_free_estimators_raise_the_reward_too(config, plan, crew, known_scales, advantage):
+    settings = {"advantage": advantage, "responses_per_prompt": 4, "prompts_per_step": 16, "num_steps": 6}
+    controller(config, plan, crew, known_scales, advantage, **settings).run()
+    steps = steps_of(config, advantage)
+    assert "critic_loss" not in steps[0]
+    assert steps[-1]["reward"] - steps[0]["reward"] > 0.3
+
+
+def test_a_budget_holds_the_divergence(config, plan, crew, known_scales):
+    """The same start without a price moves several nats; the coefficient rises while the policy is beyond its budget."""
+    settings = {"kl_budget": 0.05, "kl_horizon": 100.0, "kl_coefficient": 0.2, "num_steps": 6}
+    controller(config, plan, crew, known_scales, "budget", **settings).run()
+    steps = steps_of(config, "budget")
+    for row, after in itertools.pairwise(steps):
+        change = 1 + min(max(row["kl"] / 0.05 - 1, -0.2), 0.2) * 64 / 100
+        assert after["kl_coefficient"] == pytest.approx(row["kl_coefficient"] * change)
+    assert steps[-1]["kl_coefficient"] > 0.2
+
+
+def test_a_reward_model_that_gives_no_number_stops_the_run_with_the_response(
+    config, plan, crew, known_scales, tmp_path
+):
+    """Its weights are damaged after the run has started."""
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(plan.models[FIRST].folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    save_file({name: tensor * float("nan") for name, tensor in weights.items()}, broken / "model.safetensors")
+    import ray
+
+    from scpo_ray.ppo.actors import Failures, Pool
+    from scpo_ray.ppo.reward import RewardActor, Scorers
+
+    pool = Pool(
+        "reward scorer",
+        1,
+        lambda index: (
+            ray.remote(RewardActor)
+            .options(num_cpus=0.1)
+            .remote({FIRST: str(broken)}, config.format, config.score, threads=1)
+        ),
+        Failures(0),
+    )
+    others = Crew(crew.engines, Scorers(pool, [FIRST]), crew.learners, crew.failures, crew.engine_precision)
+    with pytest.raises(ModelError, match=r"broken: reward nan for response '.+'; the checkpoint is damaged"):
+        controller(config, plan, others, known_scales, "broken").run()
+    pool.stop()
