@@ -11,8 +11,7 @@ from scpo_ray.config import PpoConfig
 from scpo_ray.config.ppo import Composition
 from scpo_ray.core.compose import adjusted, composed, normalized
 from scpo_ray.errors import ConfigError, ModelError
-from scpo_ray.ppo.records import Rollout
-from scpo_ray.ppo.reward import Answer
+from scpo_ray.ppo.records import Answer, Rollout
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,14 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A response to score."""
+
+    context: Sequence[Message]
+    text: str
+
+
+@dataclass(frozen=True)
 class Sequences:
     """(prompt, response) token ids: what learners read."""
 

@@ -2,25 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scpo_ray.config import FormatConfig, ScoreConfig
 from scpo_ray.errors import ConfigError
 from scpo_ray.ppo.actors import Pool
-from scpo_ray.records import Message, response_id
+from scpo_ray.ppo.records import Answer
+from scpo_ray.records import response_id
 
 if TYPE_CHECKING:
     from scpo_ray.scoring import RewardScorer
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response to score."""
-
-    context: Sequence[Message]
-    text: str
 
 
 class RewardActor:

@@ -16,8 +16,7 @@ from scpo_ray.ppo.crew import Crew
 from scpo_ray.ppo.learner import LearnerTask
 from scpo_ray.ppo.learners import LearnerDied
 from scpo_ray.ppo.objective import Scale
-from scpo_ray.ppo.records import Prompt, Rollout, Sequences
-from scpo_ray.ppo.reward import Answer
+from scpo_ray.ppo.records import Answer, Prompt, Rollout, Sequences
 from scpo_ray.records import POLICY_JUDGEMENTS, POLICY_RESPONSES, table
 from scpo_ray.runtime import progress_bar
 from scpo_ray.stages import recipes

@@ -7,7 +7,8 @@ import pytest
 from scpo_ray import models
 from scpo_ray.config import FormatConfig, ModelConfig, ScoreConfig
 from scpo_ray.errors import ConfigError
-from scpo_ray.ppo.reward import Answer, Scorers
+from scpo_ray.ppo.records import Answer
+from scpo_ray.ppo.reward import Scorers
 from scpo_ray.scoring import RewardScorer
 
 CONTEXT = [{"role": "user", "content": "how should i fix the boat ?"}]
