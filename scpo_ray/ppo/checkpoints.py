@@ -6,6 +6,9 @@ from pathlib import Path
 from scpo_ray.artifacts import storage_errors
 from scpo_ray.ppo.learners import Learners
 
+FOLDER = "policy_checkpoints"
+"""In the run directory; apart from reward models' checkpoints, which go when all of those are trained."""
+
 
 class PolicyCheckpoints:
     """A folder of `step_N`, of which the newest counts. Its name holds the recipe, so another config never finds it."""

@@ -30,7 +30,7 @@ from scpo_ray.errors import SynchronizationError, TrainingError
 from scpo_ray.models import load_tokenizer
 from scpo_ray.ppo import objective, tracking
 from scpo_ray.ppo import prompts as prompt_sets
-from scpo_ray.ppo.checkpoints import PolicyCheckpoints
+from scpo_ray.ppo.checkpoints import FOLDER, PolicyCheckpoints
 from scpo_ray.ppo.crew import Crew, at_work
 from scpo_ray.ppo.engines import Generation
 from scpo_ray.ppo.learner import LearnerTask
@@ -102,7 +102,7 @@ class Controller:
             vocab_size=len(self.tokenizer),
         )
         self.checkpoints = PolicyCheckpoints(
-            checkpoints_of(recipe, run_address=directory.absolute_address, checkpoint_dir=self.ppo.checkpoint_dir)
+            checkpoints_of(recipe, FOLDER, run_address=directory.absolute_address, place=self.ppo.checkpoint_dir)
         )
         self.step = 0
         self.kl = kl_controller(self.ppo)

@@ -17,7 +17,7 @@ from scpo_ray.errors import DataError
 from scpo_ray.formatting import Formatter
 from scpo_ray.models import load_tokenizer
 from scpo_ray.ppo.actors import Failures
-from scpo_ray.ppo.checkpoints import PolicyCheckpoints
+from scpo_ray.ppo.checkpoints import FOLDER, PolicyCheckpoints
 from scpo_ray.ppo.learner import LearnerTask
 from scpo_ray.ppo.learners import LearnerDied, Learners
 from scpo_ray.ppo.placement import reserved
@@ -31,7 +31,7 @@ from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.policy_card import policy_card
 from scpo_ray.training.task import checkpoints_of
 
-_INITIAL = "checkpoints/initial_policy"
+_INITIAL = f"{FOLDER}/initial_policy"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run(config: Config) -> Manifest:
     start = _start(config, directory)
     lesson = read_lesson(config, directory, start)
     connect()
-    folder = checkpoints_of(recipe, run_address=directory.absolute_address, checkpoint_dir=config.sft.checkpoint_dir)
+    folder = checkpoints_of(recipe, FOLDER, run_address=directory.absolute_address, place=config.sft.checkpoint_dir)
     checkpoints = PolicyCheckpoints(folder)
     threads = config.sft.threads_per_learner or max(1, (os.cpu_count() or 1) // config.sft.num_learners)
     with (

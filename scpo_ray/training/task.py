@@ -89,10 +89,10 @@ class TrainingSummary:
 
 def checkpoint_folder(task: TrainingTask) -> Path:
     """Where an unfinished training is kept."""
-    return checkpoints_of(task.recipe, run_address=task.run_address, checkpoint_dir=task.config.checkpoint_dir)
+    return checkpoints_of(task.recipe, "checkpoints", run_address=task.run_address, place=task.config.checkpoint_dir)
 
 
-def checkpoints_of(recipe: Recipe, *, run_address: str, checkpoint_dir: str | None) -> Path:
-    """`checkpoint_dir`, or `checkpoints` in the run directory; the last part is a digest of the recipe."""
+def checkpoints_of(recipe: Recipe, folder: str, *, run_address: str, place: str | None) -> Path:
+    """In `place`, or in a folder of the run directory; the last part is a digest of the recipe."""
     digest = content_hash_of(recipe.name, dict(recipe.identity), dict(recipe.inputs))[:16]
-    return Path(checkpoint_dir or f"{run_address}/checkpoints").absolute() / digest
+    return Path(place or f"{run_address}/{folder}").absolute() / digest

@@ -322,7 +322,7 @@ def test_a_killed_controller_asks_the_next_prompts_that_it_would_have_asked(conf
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     driver = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        while not list((tmp_path / "run/checkpoints").glob("*/step_00000003")):
+        while not list((tmp_path / "run/policy_checkpoints").glob("*/step_00000003")):
             assert driver.poll() is None, "it ended before it could be killed"
             time.sleep(0.2)
     finally:
@@ -332,5 +332,5 @@ def test_a_killed_controller_asks_the_next_prompts_that_it_would_have_asked(conf
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     _same(steps_of(again, folder_of(again, FIRST)), steps_of(config, folder_of(config, FIRST)))
-    assert RunDirectory(again.run_dir).names("checkpoints") == []
+    assert RunDirectory(again.run_dir).names("policy_checkpoints") == []
     assert f"policy {FIRST} gained" in done.stdout
