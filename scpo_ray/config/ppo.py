@@ -8,6 +8,7 @@ from scpo_ray.config.section import NOT_IDENTITY, Address, Fraction, Section, Sh
 from scpo_ray.config.training import LoraConfig, ModelConfig
 
 Composition = Literal["each", "mixture", "max_min", "conjunction", "routed"]
+Transfer = Literal["object_store", "nccl"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -222,6 +223,10 @@ class PpoConfig(LearnerConfig):
     gpus_per_scorer: float = Field(default=0, ge=0, le=1, json_schema_extra=NOT_IDENTITY)
     cpus_per_learner: float = Field(default=0.5, ge=0, json_schema_extra=NOT_IDENTITY)
 
+    transfer: Transfer = Field(default="object_store", json_schema_extra=NOT_IDENTITY)
+    """How weights get to the engines: Ray's object store, on any device; or NCCL, from the first learner's GPU to the engines'
+    (each with a whole GPU, without overlap)."""
+
     num_canaries: int = Field(default=4, ge=1, json_schema_extra=NOT_IDENTITY)
     """Fixed sequences whose log-probabilities must agree between learner and engine after every synchronisation."""
 
@@ -239,6 +244,16 @@ class PpoConfig(LearnerConfig):
             raise ValueError(
                 f"advantage {self.advantage} compares a prompt's responses, but responses_per_prompt is "
                 f"{self.responses_per_prompt}; set it to 2 or more"
+            )
+        if self.transfer == "nccl" and not (self.gpus_per_engine == self.gpus_per_learner == 1):
+            raise ValueError(
+                f"transfer nccl joins whole GPUs, but gpus_per_engine is {self.gpus_per_engine:g} and gpus_per_learner "
+                f"{self.gpus_per_learner:g}; set both to 1, or transfer to object_store"
+            )
+        if self.transfer == "nccl" and self.overlap:
+            raise ValueError(
+                "transfer nccl leaves no weights for an engine that starts again while the learners are ahead; set overlap to "
+                "false, or transfer to object_store"
             )
         if self.num_minibatches > self.prompts_per_step * self.responses_per_prompt:
             raise ValueError(

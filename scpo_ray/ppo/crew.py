@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import ray
 
 from scpo_ray import policies
 from scpo_ray.config import FormatConfig, PpoConfig, ScoreConfig
+from scpo_ray.config.ppo import Transfer
 from scpo_ray.models import load_tokenizer, resolved_precision
 from scpo_ray.ppo import sync
 from scpo_ray.ppo.actors import Failures, Pool
 from scpo_ray.ppo.engines import Engines
 from scpo_ray.ppo.learners import Learners
 from scpo_ray.ppo.placement import reserved
+from scpo_ray.ppo.records import WeightUpdate
 from scpo_ray.ppo.reward import RewardActor, Scorers
 from scpo_ray.ppo.rollout import EngineSpec
 
@@ -29,6 +31,25 @@ class Crew:
     learners: Learners
     failures: Failures
     engine_precision: str
+    transfer: Transfer = "object_store"
+
+    def synchronise(self, version: int, canaries: Sequence[Sequence[int]]) -> float:
+        """The learners' policy into every engine, proved; the largest canary difference, nats.
+
+        Raises:
+            SynchronizationError: an engine does not hold what was published.
+        """
+
+        def publish() -> WeightUpdate:
+            return self.learners.publish(version, canaries, self.engine_precision)
+
+        if self.transfer == "object_store":
+            return self.engines.synchronise(publish())
+        self.engines.publish_again = publish
+        if self.engines.has_changed or self.learners.has_changed:
+            self.learners.open_transfer(self.engines.pool.actors, self.engine_precision)
+            self.engines.has_changed = self.learners.has_changed = False
+        return self.engines.synchronise(self.learners.broadcast(version, canaries))
 
 
 @contextlib.contextmanager
@@ -81,7 +102,7 @@ def at_work(
             scorers = Scorers(pool, list(reward_models))
             scorers.load()
             engines.wait()
-            yield Crew(engines, scorers, learners, failures, precision)
+            yield Crew(engines, scorers, learners, failures, precision, config.transfer)
         finally:
             learners.stop()
             pool.stop()
@@ -100,6 +121,7 @@ def _engine_spec(config: PpoConfig, policy: Path, format_config: FormatConfig, p
         cache_gib=config.cpu_cache_gib,
         gpu_memory_utilization=config.gpu_memory_utilization,
         uses_gpu=config.gpus_per_engine > 0,
+        receives_nccl=config.transfer == "nccl",
     )
 
 

@@ -1,6 +1,6 @@
 """The rollout engines together: spread prompts, keep all on the same weights, bring a restarted one up to date."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,10 @@ class Engines:
         self, number: int, spec: EngineSpec, placement: Placement, failures: Failures, *, tolerance: float
     ) -> None:
         self._tolerance = tolerance
+        self.publish_again: Callable[[], WeightUpdate] | None = None
+        """With NCCL nothing of an update stays for an engine that starts again: this publishes it through the object store."""
+        self.has_changed = True
+        """An engine is new since this was last set to false."""
         self._update: WeightUpdate | None = None
         engine = ray.remote(RolloutEngine)
 
@@ -47,7 +51,7 @@ class Engines:
             SynchronizationError: an engine does not hold what was published.
         """
         self._update = update
-        reports: list[SyncReport] = self.pool.all("update", update)
+        reports: list[SyncReport] = self.pool.all("update" if update.chunks else "confirm", update)
         return max(self._check(index, report) for index, report in enumerate(reports))
 
     def submit(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Generation:
@@ -70,8 +74,12 @@ class Engines:
         return [found[place] for place in range(len(found))]
 
     def _resynchronise(self, index: int, actor: Any) -> None:
-        if self._update is not None:
-            self._check(index, ray.get(actor.update.remote(self._update)))
+        self.has_changed = True
+        if self._update is None:
+            return
+        if not self._update.chunks and self.publish_again is not None:
+            self._update = self.publish_again()
+        self._check(index, ray.get(actor.update.remote(self._update)))
 
     def _check(self, index: int, report: SyncReport) -> float:
         assert self._update is not None

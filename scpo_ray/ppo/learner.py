@@ -207,6 +207,31 @@ class Learner:
         canary = Canaries(tuple(map(tuple, canaries)), log_probs)
         return WeightUpdate(version, tuple(chunks), checksum.hexdigest(), checksum.num_bytes, canary)
 
+    def open_transfer(self, host: str, port: int, engines: Sequence[Any], dtype: str) -> None:
+        """Join the engines in an NCCL group; see `ppo.nccl`."""
+        import torch
+
+        from scpo_ray.ppo import nccl, sync
+
+        def weights() -> "Iterator[tuple[str, Tensor]]":
+            self._sent = sync.Checksum()
+            module = self._engines[POLICY].module
+            for name, tensor in sync.named_weights(module, self._gather, dtype=getattr(torch, dtype), device="cuda"):
+                if self._rank == 0:
+                    self._sent.update(name, tensor)
+                yield name, tensor
+
+        self._sender = nccl.open_sender(rank=self._rank, host=host, port=port, engines=engines, weights=weights)
+
+    def broadcast(self, version: int, canaries: Sequence[Sequence[int]]) -> WeightUpdate | None:
+        """The policy's weights over NCCL into every engine; what the engines must confirm, on rank 0; None elsewhere."""
+        log_probs = self._canary_log_probs(canaries)
+        self._sender.send_weights()
+        if self._rank != 0:
+            return None
+        canary = Canaries(tuple(map(tuple, canaries)), log_probs)
+        return WeightUpdate(version, (), self._sent.hexdigest(), self._sent.num_bytes, canary)
+
     def save(self, folder: str, state: dict) -> None:
         """Checkpoint of every engine with the controller's state beside them, in a folder that appears whole.
 

@@ -29,11 +29,14 @@ class Learners:
     def __init__(self, config: LearnerConfig, options: Callable[[int], dict], *, threads: int) -> None:
         self._config, self._options, self._threads = config, options, threads
         self.actors: list[Any] = []
+        self.has_changed = True
+        """The ranks are new since this was last set to false."""
         self.start()
 
     def start(self) -> None:
         """Start (again) every rank and let them meet."""
         self.stop()
+        self.has_changed = True
         learner = ray.remote(Learner)
         number = self._config.num_learners
         self.actors = [
@@ -83,6 +86,15 @@ class Learners:
     def publish(self, version: int, canaries: Sequence[Sequence[int]], dtype: str) -> WeightUpdate:
         """Put the policy's weights into the object store."""
         return self._all("publish", version, canaries, dtype)[0]
+
+    def open_transfer(self, engines: Sequence[Any], dtype: str) -> None:
+        """Join rollout engines in an NCCL group."""
+        host, port = self._all_of([self.actors[0].address.remote()])[0]
+        self._all("open_transfer", host, port, list(engines), dtype)
+
+    def broadcast(self, version: int, canaries: Sequence[Sequence[int]]) -> WeightUpdate:
+        """Send the policy's weights over NCCL."""
+        return self._all("broadcast", version, canaries)[0]
 
     def save(self, folder: str, state: dict) -> None:
         """Checkpoint; see Learner.save."""

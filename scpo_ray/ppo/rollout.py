@@ -30,6 +30,7 @@ class EngineSpec:
     cache_gib: int
     gpu_memory_utilization: float
     uses_gpu: bool
+    receives_nccl: bool = False
 
 
 class RolloutEngine:
@@ -62,6 +63,7 @@ class RolloutEngine:
                 seed=0,  # every request has its own
                 disable_log_stats=True,
                 **({"gpu_memory_utilization": spec.gpu_memory_utilization} if spec.uses_gpu else {}),
+                **({"weight_transfer_config": {"backend": "nccl"}} if spec.receives_nccl else {}),
             )
         except (ValueError, NotImplementedError, RuntimeError) as error:
             raise ModelError(
@@ -79,6 +81,50 @@ class RolloutEngine:
         self._llm.reset_prefix_cache()
         self._version = update.version
         return SyncReport(update.version, checksum, self.log_probs(update.canaries.token_ids))
+
+    def open_transfer(self, init_info: dict) -> None:
+        """Join the NCCL group of the learners' first rank; an older one is left."""
+        self._llm.collective_rpc("shutdown_weight_transfer_engine")
+        self._llm.collective_rpc("init_weight_transfer_engine", args=(init_info,))
+
+    def start_weight_update(self) -> None:
+        """What comes next is weights; until they are confirmed there is no version."""
+        self._version = None
+        self._llm.collective_rpc("start_weight_update")
+
+    def receive(self, update_info: dict) -> None:
+        """Load what the learners broadcast, and note its checksum."""
+        from scpo_ray.ppo.sync import Checksum
+
+        self._received = Checksum()
+
+        def noted(worker) -> None:
+            model = worker.model_runner.get_model()
+            load = model.load_weights
+
+            def load_and_note(weights):
+                weights = list(weights)
+                for name, tensor in weights:
+                    self._received.update(name, tensor)
+                return load(weights)
+
+            model.load_weights = load_and_note
+            try:
+                worker.update_weights(update_info)
+            finally:
+                model.load_weights = load
+
+        self._llm.collective_rpc(noted)
+
+    def finish_weight_update(self) -> None:
+        """All weights are there."""
+        self._llm.collective_rpc("finish_weight_update")
+
+    def confirm(self, update: WeightUpdate) -> SyncReport:
+        """After `receive`: forget cached prefixes, compute the canaries."""
+        self._llm.reset_prefix_cache()
+        self._version = update.version
+        return SyncReport(update.version, self._received.hexdigest(), self.log_probs(update.canaries.token_ids))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], expects: int | None = None

@@ -1,8 +1,9 @@
 """A policy's weights from learners to engines, and the proof that they have arrived.
 
-Learners publish the whole policy in chunks (gathered layer by layer under ZeRO-3, adapters folded in); engines take the
-chunks from the object store. Afterwards three things must agree, or the run stops: the version, a checksum of the tensors
-as they came in, and the log-probabilities of canary sequences as the engine computes them with what it has loaded.
+Learners publish the whole policy in chunks (gathered module by module under ZeRO-3, adapters folded in); engines take the
+chunks from the object store, or receive the tensors over NCCL (`ppo.nccl`). Afterwards three things must agree, or the run
+stops: the version, a checksum of the tensors as they came in, and the log-probabilities of canary sequences as the engine
+computes them with what it has loaded.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -40,8 +41,10 @@ class Checksum:
         return self._digest.hexdigest()
 
 
-def named_weights(model: nn.Module, gather: Gather, *, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor on the CPU) of a plain transformers policy, one module at a time.
+def named_weights(
+    model: nn.Module, gather: Gather, *, dtype: torch.dtype, device: str = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, copy of the tensor) of a plain transformers policy, one module at a time.
 
     Adapters (PEFT) are folded into their layers' weights. Tied output embeddings come under their own name as well: engines
     keep them apart. Every rank must exhaust it; all ranks get the tensors.
@@ -51,29 +54,32 @@ def named_weights(model: nn.Module, gather: Gather, *, dtype: torch.dtype) -> It
         if _is_adapter_part(prefix):
             continue
         if hasattr(module, "get_delta_weight"):
-            yield from _folded(prefix, module, gather, dtype)
+            yield from _folded(prefix, module, gather, dtype, device)
         elif own:
             with gather(list(own.values())):
-                tensors = {name: _exported(parameter, dtype) for name, parameter in own.items()}
+                tensors = {name: _exported(parameter, dtype, device) for name, parameter in own.items()}
             for name, tensor in tensors.items():
                 yield _plain_name(f"{prefix}.{name}" if prefix else name), tensor
     config = model.config
     if getattr(config, "tie_word_embeddings", False):
         embedding = model.get_input_embeddings().weight
         with gather([embedding]):
-            tensor = _exported(embedding, dtype)
+            tensor = _exported(embedding, dtype, device)
         yield "lm_head.weight", tensor
 
 
-def _folded(prefix: str, module: nn.Module, gather: Gather, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def _folded(
+    prefix: str, module: nn.Module, gather: Gather, dtype: torch.dtype, device: str
+) -> Iterator[tuple[str, Tensor]]:
     base = module.base_layer
     parts = [*module.lora_A.parameters(), *module.lora_B.parameters(), *base.parameters(recurse=False)]
     with gather(parts):
         tensors = {
-            name: _exported(parameter, torch.float32) for name, parameter in base.named_parameters(recurse=False)
+            name: _exported(parameter, torch.float32, device)
+            for name, parameter in base.named_parameters(recurse=False)
         }
         with torch.no_grad():
-            delta = module.get_delta_weight(module.active_adapters[0]).float().cpu()
+            delta = module.get_delta_weight(module.active_adapters[0]).float().to(device)
         tensors["weight"] = tensors["weight"] + delta
     for name, tensor in tensors.items():
         yield _plain_name(f"{prefix}.{name}"), tensor.to(dtype)
@@ -87,8 +93,8 @@ def _plain_name(name: str) -> str:
     return name.removeprefix("base_model.model.")
 
 
-def _exported(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    return parameter.detach().to(device="cpu", dtype=dtype, copy=True)
+def _exported(parameter: Tensor, dtype: torch.dtype, device: str) -> Tensor:
+    return parameter.detach().to(device=device, dtype=dtype, copy=True)
 
 
 def chunked(weights: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:

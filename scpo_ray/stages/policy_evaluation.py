@@ -137,7 +137,7 @@ def _roll_out(config: Config, plan: Plan, crew: Crew, prompts: Sequence[Prompt],
         max_tokens=config.format.max_tokens,
         vocab_size=len(tokenizer),
     )
-    crew.engines.synchronise(crew.learners.publish(0, canaries, crew.engine_precision))
+    crew.synchronise(0, canaries)
     asked = [prompt for prompt in prompts for _ in range(per_prompt)]
     seeds = prompt_sets.request_seeds(seed=config.seed, step=2**31, number=len(asked))
     samples = crew.engines.collect(crew.engines.submit([prompt.token_ids for prompt in asked], seeds))

@@ -317,8 +317,7 @@ class Controller:
         return self.crew.engines.submit([prompt.token_ids for prompt in prompts], seeds)
 
     def _publish(self, version: int) -> float:
-        update = self.crew.learners.publish(version, self.canaries, self.crew.engine_precision)
-        return self.crew.engines.synchronise(update)
+        return self.crew.synchronise(version, self.canaries)
 
     def _begin(self) -> None:
         """The state of the last checkpoint, or the start; engines in step with it."""

@@ -238,16 +238,14 @@ class Damaging(ppo.Controller):
     """One published tensor is 1% larger than the learner's, its checksum taken before."""
 
     def _publish(self, version):
-        update = self.crew.learners.publish(version, self.canaries, self.crew.engine_precision)
-        if version == 2:
-            import ray
+        if version != 2:
+            return super()._publish(version)
+        import ray
 
-            chunk = [
-                (name, tensor * (1.01 if index == 1 else 1.0))
-                for index, (name, tensor) in enumerate(ray.get(update.chunks[0]))
-            ]
-            update = replace(update, chunks=(ray.put(chunk), *update.chunks[1:]))
-        return self.crew.engines.synchronise(update)
+        update = self.crew.learners.publish(version, self.canaries, self.crew.engine_precision)
+        (name, tensor), *others = ray.get(update.chunks[0])
+        damaged = ray.put([(name, tensor * 1.01), *others])
+        return self.crew.engines.synchronise(replace(update, chunks=(damaged, *update.chunks[1:])))
 
 
 def test_a_damaged_tensor_stops_the_run(config, plan, crew, known_scales):

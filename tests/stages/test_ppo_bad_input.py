@@ -123,6 +123,14 @@ def test_long_prompts_are_left_out_and_counted(made):
             "advantage grpo compares a prompt's responses, but responses_per_prompt is 1; set it to 2",
         ),
         ({"prompts_per_step": 2, "num_minibatches": 4}, "num_minibatches 4 of 2 responses; lower it"),
+        (
+            {"transfer": "nccl"},
+            "transfer nccl joins whole GPUs, but gpus_per_engine is 0 and gpus_per_learner 0; set both",
+        ),
+        (
+            {"transfer": "nccl", "gpus_per_engine": 1, "gpus_per_learner": 1, "overlap": True},
+            "transfer nccl leaves no weights for an engine that starts again",
+        ),
         ({"kl_coefficient": -0.1}, "greater than or equal to 0"),
         ({"temperature": 0}, "greater than 0"),
     ],
