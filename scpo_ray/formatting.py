@@ -11,11 +11,13 @@ A sequence that is too long loses the context's oldest tokens; the response is c
 too long.
 """
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
+from jinja2 import TemplateError
 from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -26,6 +28,8 @@ from scpo_ray.errors import DataError, ModelError
 from scpo_ray.records import Message, content_id
 
 FORMATTER_VERSION = 1
+_DATE = datetime.date(2024, 7, 26)
+"""What templates that write today's date are given: the same tokens on every day. Llama's own fallback."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Formatter:
     def identity(self) -> str:
         """Changes with everything but the tokenizer's vocabulary that the token ids depend on."""
         template = self._tokenizer.chat_template if self._uses_template else None
-        return content_id(FORMATTER_VERSION, self._config.max_tokens, template)
+        dated = (_DATE.isoformat(),) if template is not None and "strftime_now" in template else ()
+        return content_id(FORMATTER_VERSION, self._config.max_tokens, template, *dated)
 
     def format(self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[TokenSequence]:
         """Token ids for each (context, response).
@@ -96,26 +101,29 @@ class Formatter:
         return [[*self._start_ids(), *head.ids] for head in heads]
 
     def exchanges(
-        self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]
+        self, contexts: Sequence[Sequence[Message]], responses: Sequence[str], *, stop_token_ids: Collection[int]
     ) -> list[tuple[list[int], list[int]]]:
-        """(prompt, response) token ids, whole; the response with the end-of-sequence token that a policy must learn to write.
+        """(prompt, response) token ids, whole; the response with the token that ends it, which a policy must learn to write.
+
+        Args:
+            stop_token_ids: tokens that end a response; the plain format writes the tokenizer's own.
 
         Raises:
-            ModelError: the tokenizer is an encoder's, or its template ends a turn without an end-of-sequence token.
+            ModelError: the tokenizer is an encoder's, or its template ends a turn without such a token.
         """
-        end = self._tokenizer.eos_token_id
         found = []
         for prompt, context, response in zip(self.prompts(contexts), contexts, responses, strict=True):
             tail = self._template(context, response)[1] if self._uses_template else response
             ids = self._backend.encode(tail, add_special_tokens=False).ids
             if not self._uses_template:
-                ids = [*ids, end]
-            if end not in ids:
+                ids = [*ids, self._tokenizer.eos_token_id]
+            end = next((place for place, token in enumerate(ids) if token in stop_token_ids), None)
+            if end is None:
                 raise ModelError(
-                    f"{self._tokenizer.name_or_path}: the chat template ends a turn without {self._tokenizer.eos_token!r}, so a "
+                    f"{self._tokenizer.name_or_path}: the chat template ends a turn without an end-of-sequence token, so a "
                     "policy could not learn where to stop; set format.use_chat_template to never"
                 )
-            found.append((prompt, ids[: ids.index(end) + 1]))
+            found.append((prompt, ids[: end + 1]))
         return found
 
     def _refuse_encoder(self) -> None:
@@ -144,9 +152,7 @@ class Formatter:
     def _template(self, context: Sequence[Message], response: str) -> tuple[str, str]:
         messages = [dict(message) for message in context]
         head = self._head(context)
-        full = self._tokenizer.apply_chat_template(
-            [*messages, {"role": "assistant", "content": response}], tokenize=False
-        )
+        full = self._rendered([*messages, {"role": "assistant", "content": response}])
         if not full.startswith(head):
             raise ModelError(
                 f"{self._tokenizer.name_or_path}: the chat template writes a context differently once it is answered; "
@@ -155,8 +161,19 @@ class Formatter:
         return head, full[len(head) :]
 
     def _head(self, context: Sequence[Message]) -> str:
-        messages = [dict(message) for message in context]
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._rendered([dict(message) for message in context], add_generation_prompt=True)
+
+    def _rendered(self, messages: list[dict], *, add_generation_prompt: bool = False) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, strftime_now=_fixed_date
+            )
+        except TemplateError as error:
+            raise DataError(
+                f"{self._tokenizer.name_or_path}: its chat template refuses a context of roles "
+                f"{', '.join(message['role'] for message in messages)} ({str(error).splitlines()[0][:120]}); leave such contexts "
+                "out, or set format.use_chat_template to never"
+            ) from None
 
     def _plain(self, context: Sequence[Message]) -> str:
         if self._is_encoder and len(context) == 1:
@@ -188,6 +205,10 @@ class Formatter:
         if self._is_encoder:
             return self._backend.num_special_tokens_to_add(is_pair=True)
         return (self._tokenizer.bos_token_id is not None) + (self._tokenizer.eos_token_id is not None)
+
+
+def _fixed_date(form: str) -> str:
+    return _DATE.strftime(form)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

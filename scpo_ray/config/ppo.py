@@ -62,8 +62,12 @@ class SftConfig(LearnerConfig):
     communities: Annotated[tuple[str, ...] | None, Unique] = None
     """Whose chosen training responses it learns; the majority's when unset."""
 
+    responses: Literal["best", "chosen"] = "best"
+    """best: responses that were chosen and in no pair rejected, by the same communities. chosen: all that were chosen over
+    another, be it the worst of all."""
+
     epochs: float = Field(default=1.0, gt=0)
-    """Passes over the chosen responses, each taken once."""
+    """Passes over these responses, each taken once."""
 
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimiser steps, whichever of the two comes first."""
@@ -254,6 +258,14 @@ class PpoConfig(LearnerConfig):
             raise ValueError(
                 "transfer nccl leaves no weights for an engine that starts again while the learners are ahead; set overlap to "
                 "false, or transfer to object_store"
+            )
+        if self.kl_budget is not None and self.kl_coefficient == 0:
+            raise ValueError("kl_budget multiplies kl_coefficient, which is 0; give it a first value above 0")
+        responses = self.prompts_per_step * self.responses_per_prompt
+        if self.kl_budget is not None and 0.2 * responses >= self.kl_horizon:
+            raise ValueError(
+                f"kl_horizon {self.kl_horizon:g} is not above a fifth of the {responses} responses of a step, which could "
+                "turn the coefficient negative; raise it"
             )
         if self.num_minibatches > self.prompts_per_step * self.responses_per_prompt:
             raise ValueError(

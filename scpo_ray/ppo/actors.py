@@ -34,7 +34,8 @@ class Failures:
 class Call:
     """A method of an actor of the pool, on its way."""
 
-    actor: int
+    index: int
+    actor: Any
     method: str
     arguments: tuple
     result: Any
@@ -66,7 +67,8 @@ class Pool:
 
     def submit(self, index: int, method: str, *arguments: object) -> Call:
         """Call a method; `collect` waits for it."""
-        return Call(index, method, arguments, getattr(self.actors[index], method).remote(*arguments))
+        actor = self.actors[index]
+        return Call(index, actor, method, arguments, getattr(actor, method).remote(*arguments))
 
     def collect(self, calls: Sequence[Call]) -> list[Any]:
         """Results in the order of the calls; what a dead actor was called for, its successor is called for again.
@@ -89,22 +91,19 @@ class Pool:
         while True:
             try:
                 return ray.get(call.result)
-            except RayActorError as error:
-                self._replace(call, error)
-                call = self.submit(call.actor, call.method, *call.arguments)
+            except RayActorError:
+                if self.actors[call.index] is call.actor:  # else another call has started a successor already
+                    self._replace(call.index)
+                call = self.submit(call.index, call.method, *call.arguments)
 
-    def _replace(self, call: Call, error: RayActorError) -> None:
-        """Start a successor, unless another call has already done so."""
+    def _replace(self, index: int) -> None:
+        """Start a successor and bring it up to date; if it dies of that, the next one."""
         while True:
-            current = self.actors[call.actor]
-            if error.actor_id is not None and current._actor_id.hex() != error.actor_id:
-                return
-            self._failures.note(f"{self.kind} {call.actor}")
-            ray.kill(current)
-            self.actors[call.actor] = self._start(call.actor)
+            self._failures.note(f"{self.kind} {index}")
+            ray.kill(self.actors[index])
+            self.actors[index] = self._start(index)
             try:
-                self._ready(call.actor, self.actors[call.actor])
-            except RayActorError as again:
-                error = again
+                self._ready(index, self.actors[index])
+            except RayActorError:
                 continue
             return

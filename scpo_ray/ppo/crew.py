@@ -101,7 +101,7 @@ def at_work(
         try:
             scorers = Scorers(pool, list(reward_models))
             scorers.load()
-            engines.wait()
+            engines.load()
             yield Crew(engines, scorers, learners, failures, precision, config.transfer)
         finally:
             learners.stop()

@@ -40,9 +40,13 @@ class Engines:
 
         self.pool = Pool("rollout engine", number, start, failures, ready=self._resynchronise)
 
-    def wait(self) -> None:
-        """Until all have started; raises what kept one from it."""
-        self.pool.all("pid")
+    def load(self) -> None:
+        """Until all have started.
+
+        Raises:
+            ModelError: vLLM cannot run the policy here.
+        """
+        self.pool.all("load")
 
     def synchronise(self, update: WeightUpdate) -> float:
         """Load published weights everywhere and prove it; the largest canary difference, nats.
@@ -75,6 +79,7 @@ class Engines:
 
     def _resynchronise(self, index: int, actor: Any) -> None:
         self.has_changed = True
+        ray.get(actor.load.remote())
         if self._update is None:
             return
         if not self._update.chunks and self.publish_again is not None:

@@ -42,7 +42,6 @@ class LearnerTask:
     reference: str | None = None
     """Folder of the policy that it is held to; it is the start policy with its adapters off where there are adapters."""
     has_critic: bool = False
-    critic_learning_rate: float = 0.0
 
 
 class Learner:
@@ -240,14 +239,17 @@ class Learner:
         """
         from scpo_ray.training import engine as engines
 
-        engines.save_checkpoint(self._engines, Path(folder), state={"controller": state})
+        stage = self._task.config.zero_stage
+        engines.save_checkpoint(self._engines, Path(folder), state={"controller": state, "zero_stage": stage})
 
     def restore(self, folder: str) -> dict:
         """Go back to a checkpoint; the controller's state.
 
         Raises:
-            TrainingError: it was written by another number of learners.
+            TrainingError: it was written by another number of learners, or under another ZeRO stage.
         """
+        import torch
+
         from scpo_ray.training import engine as engines
 
         ranks = len(list(Path(folder).glob("rank_*.pt")))
@@ -255,6 +257,12 @@ class Learner:
             raise TrainingError(
                 f"{folder}: written by {ranks} learners, this run has {self._num_ranks}; use the same num_learners or delete the "
                 "folder"
+            )
+        stage = torch.load(Path(folder) / f"rank_{self._rank}.pt", weights_only=True)["zero_stage"]
+        if stage != self._task.config.zero_stage:
+            raise TrainingError(
+                f"{folder}: written under ZeRO stage {stage}, this run has {self._task.config.zero_stage}; use the same "
+                "zero_stage or delete the folder"
             )
         return engines.load_checkpoint(self._engines, Path(folder))["controller"]
 
@@ -270,7 +278,10 @@ class Learner:
         from scpo_ray.ppo import sync
         from scpo_ray.training import engine as engines
 
-        weights = dict(sync.named_weights(self._engines[POLICY].module, self._gather, dtype=torch.float32))
+        weights = {}
+        for name, tensor in sync.named_weights(self._engines[POLICY].module, self._gather, dtype=torch.float32):
+            if self._rank == 0:
+                weights[name] = tensor
         with engines.raised_on_every_rank():
             if self._rank == 0:
                 with recipe.making(RunDirectory(run_address)) as draft:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from scpo_ray.artifacts import Recipe
 from scpo_ray.config import LearnerConfig
+from scpo_ray.errors import ScpoError
 from scpo_ray.ppo.learner import Learner, LearnerTask
 from scpo_ray.ppo.records import Experience, Sequences, WeightUpdate
 
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_NOTICE_S = 10.0
+
+
 class LearnerDied(Exception):
     """A rank is dead: the group must be started again, from its last checkpoint."""
 
 
 class Learners:
-    """A group of ranks.
+    """A group of ranks; nothing runs before `start`.
 
     Args:
         options: for rank i, what `ray.remote(...).options` takes.
@@ -31,7 +35,6 @@ class Learners:
         self.actors: list[Any] = []
         self.has_changed = True
         """The ranks are new since this was last set to false."""
-        self.start()
 
     def start(self) -> None:
         """Start (again) every rank and let them meet."""
@@ -120,4 +123,22 @@ class Learners:
                 ray.get(done)
             except RayActorError as error:
                 raise LearnerDied(str(error).splitlines()[0]) from error
+            except RayTaskError as error:
+                # A rank whose peer was killed may hear of it, as a broken connection, before Ray does.
+                if not isinstance(error, ScpoError) and _has_died(waiting):
+                    raise LearnerDied(str(error).splitlines()[0]) from error
+                raise
         return ray.get(references)
+
+
+def _has_died(references: list) -> bool:
+    """Whether an actor that was to answer is dead; waits a while for Ray to notice."""
+    done, _ = ray.wait(references, num_returns=len(references), timeout=_NOTICE_S) if references else ([], [])
+    for reference in done:
+        try:
+            ray.get(reference)
+        except RayActorError:
+            return True
+        except RayTaskError:
+            continue
+    return False

@@ -11,7 +11,7 @@ from scpo_ray.config import PpoConfig
 from scpo_ray.config.ppo import Composition
 from scpo_ray.core.compose import adjusted, composed, normalized
 from scpo_ray.errors import ConfigError, ModelError
-from scpo_ray.ppo.records import Answer, Rollout
+from scpo_ray.ppo.records import Answer, Rewards, Rollout
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,11 @@ class Scores:
     final: Float[Tensor, " responses"]
     """Composed and adjusted, what the policy is trained on; standard deviations."""
     normalised: dict[str, Float[Tensor, " responses"]]
-    """Community -> its normalised rewards; NaN where it was not asked."""
+    """Community -> its normalised rewards, `empty_reward` for those without text; NaN for prompts routed to others."""
     num_empty: int
     num_unfinished: int
+    num_truncated: int
+    """(response, model) that were too long for the model's context as its tokenizer cuts it."""
 
 
 def targets(config: PpoConfig, communities: Sequence[str]) -> list[Target]:
@@ -87,7 +89,7 @@ def answers(rollouts: Sequence[Rollout], rows: Sequence[int]) -> list[Answer]:
 def scores(
     target: Target,
     rollouts: Sequence[Rollout],
-    rewards: Mapping[str, Sequence[float]],
+    rewards: Mapping[str, Rewards],
     *,
     scales: Mapping[str, Scale],
     config: PpoConfig,
@@ -95,18 +97,17 @@ def scores(
     """One reward per response.
 
     Args:
-        rewards: community -> raw rewards of the rows that `questions` names, in their order.
+        rewards: community -> rewards of the rows that `questions` names, in their order.
 
     Raises:
         ModelError: a reward is not finite.
     """
     asked = questions(target, rollouts)
     table = torch.full((len(rollouts), len(target.communities)), config.empty_reward, dtype=torch.float64)
-    is_asked = torch.zeros_like(table, dtype=torch.bool)
     for column, community in enumerate(target.communities):
         if not asked[community]:
             continue
-        values = torch.tensor(rewards[community], dtype=torch.float64)
+        values = torch.tensor(rewards[community].values, dtype=torch.float64)
         if not torch.isfinite(values).all():
             row = asked[community][int((~torch.isfinite(values)).nonzero()[0])]
             raise ModelError(
@@ -119,7 +120,6 @@ def scores(
             mean=torch.tensor([scale.mean], dtype=torch.float64),
             deviation=torch.tensor([scale.deviation], dtype=torch.float64),
         ).squeeze(1)
-        is_asked[asked[community], column] = True
     if target.composition == "routed":
         own = [target.communities.index(rollout.prompt.community) for rollout in rollouts]
         one = table[torch.arange(len(rollouts)), own]
@@ -137,10 +137,14 @@ def scores(
         length_penalty=config.length_penalty,
         unfinished_penalty=config.unfinished_penalty,
     )
-    shown = torch.where(is_asked, table, torch.nan)
+    is_routed_here = torch.tensor(
+        [[community in target.model_of(rollout) for community in target.communities] for rollout in rollouts]
+    )
+    shown = torch.where(is_routed_here, table, torch.nan)
     return Scores(
         final,
         {community: shown[:, column] for column, community in enumerate(target.communities)},
         num_empty=sum(not rollout.text for rollout in rollouts),
+        num_truncated=sum(sum(each.truncated) for each in rewards.values()),
         num_unfinished=int((~is_finished).sum()),
     )

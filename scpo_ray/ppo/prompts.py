@@ -11,7 +11,7 @@ from scpo_ray.artifacts import RunDirectory
 from scpo_ray.errors import DataError
 from scpo_ray.formatting import Formatter
 from scpo_ray.ppo.records import Prompt
-from scpo_ray.records import content_id, context_id
+from scpo_ray.records import Message, content_id, context_id
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,27 @@ class PromptSet:
         return chosen
 
 
+def conversation_groups(directory: RunDirectory) -> dict[str, str]:
+    """Chosen response's id -> the group of its conversation's first prompt, over all prepared pairs.
+
+    A conversation is on one side as a whole: a later turn's context holds the earlier prompts and their answers.
+    """
+    pairs = directory.read_table("prepared/pairs.parquet", columns=["prompt_group", "chosen_id"])
+    contexts = contexts_of(directory, pairs["chosen_id"])
+    first_prompt = {identifier: _first_prompt(context) for identifier, context in contexts.items()}
+    group_of: dict[str, str] = {}
+    for group, identifier in zip(pairs["prompt_group"].to_pylist(), pairs["chosen_id"].to_pylist(), strict=True):
+        if len(contexts[identifier]) == 1:  # near-duplicates of opening prompts share their group
+            group_of[first_prompt[identifier]] = group
+    return {identifier: group_of.get(text, content_id("group", text)) for identifier, text in first_prompt.items()}
+
+
+def _first_prompt(context: Sequence[Message]) -> str:
+    return next((message["content"] for message in context if message["role"] == "user"), context[0]["content"])
+
+
 def is_test_group(prompt_group: str, *, salt: str, fraction: float) -> bool:
-    """Whether policies are measured on a prompt group and never trained on it; depends on its name alone."""
+    """Whether policies are measured on a group of prompts and never trained on it; depends on its name alone."""
     return int(content_id("policy", salt, prompt_group), 16) / 2**128 < fraction
 
 
@@ -57,13 +76,13 @@ def load(
     Raises:
         DataError: no prompt is left to be measured on.
     """
-    pairs = directory.read_table(
-        "prepared/pairs.parquet", columns=["community", "prompt_group", "chosen_id", "split"]
-    ).sort_by([("community", "ascending"), ("chosen_id", "ascending")])
-    contexts = contexts_of(directory, pairs["chosen_id"])
+    pairs = directory.read_table("prepared/pairs.parquet", columns=["community", "chosen_id", "split"]).sort_by(
+        [("community", "ascending"), ("chosen_id", "ascending")]
+    )
+    contexts, groups = contexts_of(directory, pairs["chosen_id"]), conversation_groups(directory)
     found: dict[tuple[str, str], tuple[dict, bool]] = {}
     for row in pairs.to_pylist():
-        is_test = is_test_group(row["prompt_group"], salt=salt, fraction=test_fraction)
+        is_test = is_test_group(groups[row["chosen_id"]], salt=salt, fraction=test_fraction)
         if is_test or row["split"] == "train":
             found.setdefault((row["community"], context_id(contexts[row["chosen_id"]])), (row, is_test))
     rows = [row for row, _ in found.values()]
@@ -72,7 +91,7 @@ def load(
     for (row, is_test), ids in zip(found.values(), token_ids, strict=True):
         if len(ids) <= max_prompt_tokens:
             context = contexts[row["chosen_id"]]
-            prompt = Prompt(context_id(context), row["prompt_group"], row["community"], context, tuple(ids))
+            prompt = Prompt(context_id(context), groups[row["chosen_id"]], row["community"], context, tuple(ids))
             prompts[is_test].append(prompt)
     if not prompts[True]:
         raise DataError(

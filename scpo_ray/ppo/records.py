@@ -18,7 +18,7 @@ class Prompt:
     prompt_id: str
     """Of its context: a conversation's turns are prompts of their own."""
     prompt_group: str
-    """Near-duplicates share it: what intervals are clustered by."""
+    """Its conversation's, which near-duplicate opening prompts share: what intervals are clustered by."""
     community: str
     """Whose prompt it is: the community whose annotators rated answers to it."""
     context: Sequence[Message]
@@ -59,6 +59,15 @@ class Answer:
 
     context: Sequence[Message]
     text: str
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Of a list of answers, in its order."""
+
+    values: list[float]
+    truncated: list[bool]
+    """The reward model's context was too short for the whole of it."""
 
 
 @dataclass(frozen=True)

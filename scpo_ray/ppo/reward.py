@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scpo_ray.config import FormatConfig, ScoreConfig
 from scpo_ray.errors import ConfigError
 from scpo_ray.ppo.actors import Pool
-from scpo_ray.ppo.records import Answer
+from scpo_ray.ppo.records import Answer, Rewards
 from scpo_ray.records import response_id
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class RewardActor:
                 precision=self._score_config.precision,
             )
 
-    def score(self, name: str, answers: Sequence[Answer]) -> list[float]:
+    def score(self, name: str, answers: Sequence[Answer]) -> Rewards:
         """Rewards of one model.
 
         Raises:
@@ -56,7 +56,7 @@ class RewardActor:
         """
         self.load(name)
         scores = self._scorers[name].score([answer.context for answer in answers], [answer.text for answer in answers])
-        return scores.rewards.tolist()
+        return Rewards(scores.rewards.tolist(), scores.truncated)
 
 
 class Scorers:
@@ -70,7 +70,7 @@ class Scorers:
         """Have every model in memory, so that a broken one is known before anything else begins."""
         self._pool.collect([self._pool.submit(index, "load", name) for name, index in self._home.items()])
 
-    def score(self, wanted: Mapping[str, Sequence[Answer]]) -> dict[str, list[float]]:
+    def score(self, wanted: Mapping[str, Sequence[Answer]]) -> dict[str, Rewards]:
         """Rewards of each model for its answers, each distinct (context, response) computed once.
 
         Raises:
@@ -94,7 +94,7 @@ class Scorers:
             )
         found = self._pool.collect([call for call, _ in calls.values()])
         rewards = {
-            name: [values[index] for index in order]
-            for (name, (_, order)), values in zip(calls.items(), found, strict=True)
+            name: Rewards([each.values[index] for index in order], [each.truncated[index] for index in order])
+            for (name, (_, order)), each in zip(calls.items(), found, strict=True)
         }
-        return {name: rewards.get(name, []) for name in wanted}
+        return {name: rewards.get(name, Rewards([], [])) for name in wanted}

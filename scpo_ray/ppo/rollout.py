@@ -34,19 +34,23 @@ class EngineSpec:
 
 
 class RolloutEngine:
-    """One vLLM engine.
-
-    Raises:
-        ModelError: vLLM cannot run the policy's architecture here.
-    """
+    """One vLLM engine; it is there after `load`."""
 
     def __init__(self, spec: EngineSpec) -> None:
         _set_environment(spec)
+        self._spec = spec
+        self._version: int | None = None
+
+    def load(self) -> None:
+        """Start vLLM.
+
+        Raises:
+            ModelError: it cannot run the policy's architecture here.
+        """
         from transformers import AutoConfig
         from vllm import LLM
 
-        self._spec = spec
-        self._version: int | None = None
+        spec = self._spec
         tied = getattr(AutoConfig.from_pretrained(spec.folder), "tie_word_embeddings", False)
         try:
             self._llm = LLM(
@@ -187,7 +191,12 @@ class RolloutEngine:
                     checksum.update(name, tensor)
                     yield name, tensor
 
-        self._llm.collective_rpc(lambda worker: worker.reload_weights(weights_iterator=tensors()))
+        def reload(worker) -> None:
+            known = hasattr(worker.model_runner.get_model(), "lm_head")  # Gemma 2 has none apart from its embedding
+            kept = (item for item in tensors() if known or item[0] != "lm_head.weight")
+            worker.reload_weights(weights_iterator=kept)
+
+        self._llm.collective_rpc(reload)
         return checksum.hexdigest()
 
     def _sample(self, output) -> Sample:

@@ -17,6 +17,7 @@ from scpo_ray.ppo.records import SyncReport, WeightUpdate
 
 _CHUNK_BYTES = 256 * 2**20
 """Weights that are on the way at once."""
+_OUTPUT = "lm_head.weight"
 
 Gather = Callable[[list[nn.Parameter]], "object"]
 """A context in which the parameters are whole."""
@@ -49,6 +50,7 @@ def named_weights(
     Adapters (PEFT) are folded into their layers' weights. Tied output embeddings come under their own name as well: engines
     keep them apart. Every rank must exhaust it; all ranks get the tensors.
     """
+    seen: set[str] = set()
     for prefix, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if _is_adapter_part(prefix):
@@ -59,13 +61,14 @@ def named_weights(
             with gather(list(own.values())):
                 tensors = {name: _exported(parameter, dtype, device) for name, parameter in own.items()}
             for name, tensor in tensors.items():
-                yield _plain_name(f"{prefix}.{name}" if prefix else name), tensor
-    config = model.config
-    if getattr(config, "tie_word_embeddings", False):
+                plain = _plain_name(f"{prefix}.{name}" if prefix else name)
+                seen.add(plain)
+                yield plain, tensor
+    if getattr(model.config, "tie_word_embeddings", False) and _OUTPUT not in seen:
         embedding = model.get_input_embeddings().weight
         with gather([embedding]):
             tensor = _exported(embedding, dtype, device)
-        yield "lm_head.weight", tensor
+        yield _OUTPUT, tensor
 
 
 def _folded(

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pyarrow as pa
+import ray
 
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.core.bootstrap import Estimate
 from scpo_ray.errors import ConfigError
 from scpo_ray.evaluation.policies import Judgements, best_of, best_of_kl_bound, gain
+from scpo_ray.ppo import placement
 from scpo_ray.ppo.crew import at_work
 from scpo_ray.runtime import connect, console
 from scpo_ray.stages import recipes
@@ -42,13 +44,14 @@ def run(config: Config) -> Manifest:
     directory = RunDirectory(config.run_dir)
     if not config.best_of_n.num_samples:
         raise ConfigError("best_of_n.num_samples: names no n; give at least one")
-    plan = make_plan(config, directory)
+    plan = make_plan(config, directory, trains=False)
     inputs = {name: value for name, value in plan.inputs(directory).items() if not name.startswith("policy ")}
     recipe = recipes.best_of_n(config, directory, inputs=inputs)
     made = recipe.is_made(directory, rebuild=True)  # a baseline of other models is replaced, not refused
     if made is not None:
         return made
     connect()
+    placement.check(placement.layout(config.ppo), ray.cluster_resources())
     known_scales = scales(config, directory, plan.all_models)
     number = max(config.best_of_n.num_samples)
     prompts = test_prompts(config, plan)

@@ -98,8 +98,8 @@ def scales(config: Config, directory: RunDirectory, wanted: dict[str, CommunityM
         identifiers = pc.unique(pa.concat_arrays([pairs[name].combine_chunks() for name in pairs.column_names]))
         if len(identifiers) < 2:
             raise DataError(
-                f"{model.community}: {len(identifiers)} responses in validation pairs, too few to know its rewards' scale; raise "
-                "prepare.validation_fraction"
+                f"{model.community}: {len(identifiers)} responses in validation pairs, too few to know its rewards' scale; "
+                "leave it out of ppo.communities, or raise prepare.validation_fraction"
             )
         models.check(model_files.resolve(model.folder), may_lack_head=False, max_tokens=config.format.max_tokens)
         to_score.append(ModelToScore(name, model.folder, identifiers.sort()))

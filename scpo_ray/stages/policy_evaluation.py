@@ -94,6 +94,8 @@ def write(
     )
     while True:
         try:
+            if not crew.learners.actors:
+                crew.learners.start()
             crew.learners.begin(task)
             rollouts = _roll_out(config, plan, crew, prompts, per_prompt)
             sequences = Sequences(
@@ -104,7 +106,7 @@ def write(
             return Written(name, rollouts, kl)
         except LearnerDied:
             crew.failures.note("learner")
-            crew.learners.start()
+            crew.learners.stop()
 
 
 def judge(
@@ -120,7 +122,7 @@ def judge(
         for community in models:
             name = community if kind == "proxy" else held_out_name(community)
             values = np.full(len(rollouts), config.ppo.empty_reward)
-            values[rows] = (np.asarray(rewards[name]) - scales[name].mean) / scales[name].deviation
+            values[rows] = (np.asarray(rewards[name].values) - scales[name].mean) / scales[name].deviation
             found.append(Judgements(kind, community, values.reshape(-1, per_prompt)))
     if plan.truth is not None:
         for community in plan.truth.preferences:

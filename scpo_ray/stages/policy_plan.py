@@ -51,8 +51,11 @@ def held_out_name(community: str) -> str:
     return f"held out {community}"
 
 
-def make_plan(config: Config, directory: RunDirectory) -> Plan:
+def make_plan(config: Config, directory: RunDirectory, *, trains: bool = True) -> Plan:
     """Everything that can be known, and refused, before an actor starts.
+
+    Args:
+        trains: off, for who reads the start policy alone: policies are then neither planned nor compared with this config.
 
     Raises:
         ScpoError: an input is missing, foreign, or does not fit.
@@ -72,7 +75,7 @@ def make_plan(config: Config, directory: RunDirectory) -> Plan:
         test_fraction=ppo.test_prompt_fraction,
     )
     made = {}
-    for target in wanted:
+    for target in wanted if trains else ():
         training_prompts(ppo, target, prompts)
         made[target] = recipes.policy(
             config,

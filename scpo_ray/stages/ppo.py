@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import ray
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scpo_ray.artifacts import Recipe, RunDirectory
+from scpo_ray.artifacts import Recipe, RunDirectory, content_hash_of
 from scpo_ray.config import Config, PpoConfig
 from scpo_ray.core.advantages import (
     generalized_advantages,
@@ -28,7 +29,7 @@ from scpo_ray.core.kl import AdaptiveKL, FixedKL
 from scpo_ray.core.policy_losses import truncated_importance
 from scpo_ray.errors import SynchronizationError, TrainingError
 from scpo_ray.models import load_tokenizer
-from scpo_ray.ppo import objective, tracking
+from scpo_ray.ppo import objective, placement, tracking
 from scpo_ray.ppo import prompts as prompt_sets
 from scpo_ray.ppo.checkpoints import FOLDER, PolicyCheckpoints
 from scpo_ray.ppo.crew import Crew, at_work
@@ -45,6 +46,8 @@ from scpo_ray.stages.train_global import check_checkpoint_dir
 from scpo_ray.training.policy_card import policy_card
 from scpo_ray.training.task import checkpoints_of
 
+_NUM_SHOWN = 8
+"""Responses in a table of samples."""
 PHASES = ("generation", "scoring", "training", "synchronising")
 
 
@@ -63,6 +66,7 @@ def run(config: Config) -> str:
     plan = make_plan(config, directory)
     if plan.missing or policy_evaluation.is_missing(config, directory, plan):
         connect()
+        placement.check(placement.layout(config.ppo), ray.cluster_resources())
         reward_models = {name: model.folder for name, model in plan.all_models.items()}
         known_scales = scales(config, directory, plan.all_models)
         with at_work(
@@ -111,20 +115,23 @@ class Controller:
         """Overlap: responses to this step's prompts that were written while the last step trained."""
         self._generation: Generation | None = None
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._shown: list[dict[str, str]] = []
 
     def run(self) -> None:
         """All steps; dead learners are started again from the last checkpoint."""
         with progress_bar("ppo", unit="steps") as bar:
             while True:
                 try:
+                    if not self.crew.learners.actors:
+                        self.crew.learners.start()
                     self._begin()
                     self._run_steps(bar)
                     self._write()
                     break
                 except LearnerDied:
                     self.crew.failures.note("learner")
+                    self.crew.learners.stop()
                     console.print(f"{self.target.name}: a learner died; starting again from the last checkpoint")
-                    self.crew.learners.start()
         self.checkpoints.remove()
 
     def run_step(self) -> dict[str, float]:
@@ -252,7 +259,7 @@ class Controller:
         found = {}
         for name in names:
             scale = self.scales[held_out_name(name)]
-            total = sum((reward - scale.mean) / scale.deviation for reward in rewards[held_out_name(name)])
+            total = sum((reward - scale.mean) / scale.deviation for reward in rewards[held_out_name(name)].values)
             empty = (len(rollouts) - len(rows)) * self.ppo.empty_reward
             found[f"held out reward of {name}"] = (total + empty) / len(rollouts)
         return found
@@ -278,6 +285,7 @@ class Controller:
             "length": num_tokens / len(rollouts),
             "unfinished_share": scores.num_unfinished / len(rollouts),
             "empty_share": scores.num_empty / len(rollouts),
+            "truncated_share": scores.num_truncated / max(1, len(rollouts) * len(self.target.communities)),
             "engine_difference": float(apart.max()),
             "importance_mean": float(experience.importance[mask].mean()),
             "importance_max": float(experience.importance[mask].max()),
@@ -293,6 +301,14 @@ class Controller:
                 worth = [self.plan.truth.utility(rollout.text, community) for rollout in rollouts]
                 row[f"utility of {community}"] = sum(worth) / len(worth)
         self.kl = self.kl.after(kl=kl, num_sequences=len(rollouts))
+        self._shown = [
+            {
+                "prompt": rollout.prompt.context[-1]["content"],
+                "response": rollout.text,
+                "reward": f"{float(scores.final[place]):+.2f}",
+            }
+            for place, rollout in enumerate(rollouts[:_NUM_SHOWN])
+        ]
         return row
 
     def _check_versions(self, samples: Sequence[Sample]) -> None:
@@ -341,14 +357,14 @@ class Controller:
 
     def _run_steps(self, bar: Bar) -> None:
         folder = Path(self.checkpoints_address) if "://" in self.config.run_dir else Path(self.config.run_dir) / "logs"
-        settings = self.ppo.identity("ppo")
-        with tracking.tracking(
-            self.ppo.loggers,
+        info = tracking.RunInfo(
             name=f"ppo {self.target.name}",
-            folder=folder / Path(self.recipe.name).name,
+            identifier=content_hash_of(self.recipe.name, dict(self.recipe.identity), dict(self.recipe.inputs))[:16],
+            folder=folder / self.recipe.name,
             first_step=self.step,
-            settings=settings,
-        ) as log:
+            settings=self.ppo.identity("ppo"),
+        )
+        with tracking.tracking(self.ppo.loggers, info) as trackers:
             while self.step < self.ppo.num_steps:
                 start = time.monotonic()
                 self._seconds = dict.fromkeys(PHASES, 0.0)
@@ -358,7 +374,9 @@ class Controller:
                 tokens = row["length"] * self.ppo.prompts_per_step * self.ppo.responses_per_prompt
                 row |= {"seconds": elapsed, "tokens_per_second": tokens / elapsed}
                 self.history.append(row)
-                log(self.step, row)
+                trackers.metrics(self.step, row)
+                if self.step % self.ppo.checkpoint_every_steps == 0:
+                    trackers.samples(self.step, self._shown)
                 self.step += 1
                 bar.update(self.step, self.ppo.num_steps, name=self.target.name, note=progress_note(row))
                 if self.step % self.ppo.checkpoint_every_steps == 0 and self.step < self.ppo.num_steps:

@@ -21,7 +21,7 @@ from scpo_ray.ppo.checkpoints import FOLDER, PolicyCheckpoints
 from scpo_ray.ppo.learner import LearnerTask
 from scpo_ray.ppo.learners import LearnerDied, Learners
 from scpo_ray.ppo.placement import reserved
-from scpo_ray.ppo.prompts import is_test_group
+from scpo_ray.ppo.prompts import conversation_groups, is_test_group
 from scpo_ray.ppo.records import Sequences
 from scpo_ray.runtime import Bar, connect, progress_bar
 from scpo_ray.stages import recipes
@@ -79,27 +79,34 @@ def run(config: Config) -> Manifest:
 
 
 def read_lesson(config: Config, directory: RunDirectory, start: Path) -> Lesson:
-    """The chosen responses of the communities' training pairs, each once, to prompts that policies may be trained on."""
+    """What the communities chose in their training pairs, each response once, where policies may be trained."""
     manifest = recipes.checked(directory, recipes.prepared(config))
     majority = manifest.statistics["majority"]
     assert isinstance(majority, list)
     communities = list(config.sft.communities or majority)
-    pairs = directory.read_table("prepared/pairs.parquet", columns=["community", "prompt_group", "chosen_id", "split"])
+    pairs = directory.read_table("prepared/pairs.parquet", columns=["community", "chosen_id", "rejected_id", "split"])
     check_known("sft.communities", communities, pairs["community"].to_pylist())
     pairs = pairs.filter((pc.field("split") == "train") & pc.field("community").isin(communities))
     salt, fraction = config.prepare.split_salt, config.ppo.test_prompt_fraction
+    groups = conversation_groups(directory)
     chosen = {
-        row["chosen_id"]
-        for row in pairs.to_pylist()
-        if not is_test_group(row["prompt_group"], salt=salt, fraction=fraction)
+        identifier
+        for identifier in pairs["chosen_id"].to_pylist()
+        if not is_test_group(groups[identifier], salt=salt, fraction=fraction)
     }
+    if config.sft.responses == "best":
+        chosen -= set(pairs["rejected_id"].to_pylist())
     rows = directory.read_table(
         "prepared/responses.parquet",
         columns=["response_id", "context", "response"],
         filters=pc.field("response_id").isin(sorted(chosen)),
     ).sort_by("response_id")
     formatter = Formatter(load_tokenizer(start), config.format)
-    exchanges = formatter.exchanges(rows["context"].to_pylist(), rows["response"].to_pylist())
+    exchanges = formatter.exchanges(
+        rows["context"].to_pylist(),
+        rows["response"].to_pylist(),
+        stop_token_ids=policies.stop_token_ids(start, load_tokenizer(start)),
+    )
     fitting = [pair for pair in exchanges if len(pair[0]) + len(pair[1]) <= config.format.max_tokens]
     if not fitting:
         raise DataError(
@@ -140,11 +147,11 @@ def _teach(
     failures = Failures(config.sft.max_failures)
     while True:
         try:
+            learners.start()
             learners.begin(LearnerTask("start policy", str(start), config.sft, config.seed))
             return _teach_from_checkpoint(config, learners, lesson, checkpoints, bar)
         except LearnerDied:
             failures.note("learner")
-            learners.start()
 
 
 def _teach_from_checkpoint(

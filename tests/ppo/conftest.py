@@ -49,6 +49,6 @@ def engine(ray_cluster, engine_spec):
     from scpo_ray.ppo.rollout import RolloutEngine
 
     actor = ray_cluster.remote(RolloutEngine).options(num_cpus=0.1).remote(engine_spec)
-    ray_cluster.get(actor.pid.remote())
+    ray_cluster.get(actor.load.remote())
     yield actor
     ray_cluster.kill(actor)

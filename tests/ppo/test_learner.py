@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from scpo_ray import policies
 from scpo_ray.config import LoraConfig, PpoConfig
 from scpo_ray.core.kl import kl_estimate
+from scpo_ray.errors import TrainingError
 from scpo_ray.ppo.forward import collate, log_probs_of, response_logits
 from scpo_ray.ppo.learner import LearnerTask
 from scpo_ray.ppo.learners import LearnerDied, Learners
@@ -72,6 +73,7 @@ def walk(learners: Learners, folder, ppo: PpoConfig, *, first: int = 0, last: in
 @pytest.fixture(scope="module")
 def one(ray_cluster):
     group = Learners(config(), options, threads=1)
+    group.start()
     yield group
     group.stop()
 
@@ -79,6 +81,7 @@ def one(ray_cluster):
 @pytest.fixture(scope="module")
 def two(ray_cluster):
     group = Learners(config(num_learners=2), options, threads=1)
+    group.start()
     yield group
     group.stop()
 
@@ -173,6 +176,16 @@ def test_a_checkpoint_restores_exactly(one, tiny_policy, tmp_path):
     assert torch.equal(after["values"], expected[1]["values"])
 
 
+def test_a_checkpoint_of_another_zero_stage_is_refused(one, tiny_policy, tmp_path):
+    one.begin(task(tiny_policy, config()))
+    one.save(str(tmp_path / "step_0"), {"step": 0})
+    one.begin(task(tiny_policy, config(zero_stage=2)))
+    with pytest.raises(
+        TrainingError, match="step_0: written under ZeRO stage 0, this run has 2; use the same zero_stage"
+    ):
+        one.restore(str(tmp_path / "step_0"))
+
+
 def test_a_learning_rate_of_zero_moves_nothing(one, tiny_policy):
     ppo = config(learning_rate=0.0)
     one.begin(task(tiny_policy, ppo))
@@ -196,14 +209,17 @@ def test_imitation_follows_the_gradient_of_the_likelihood(one, tiny_policy):
 def test_a_dead_rank_is_noticed_and_the_group_starts_anew(two, tiny_policy):
     import os
     import signal
+    import threading
 
     import ray
 
-    ppo = config(num_learners=2)
+    ppo = config(num_learners=2, zero_stage=2, update_epochs=400)
     two.begin(task(tiny_policy, ppo))
-    os.kill(ray.get(two.actors[1].pid.remote()), signal.SIGKILL)
-    with pytest.raises(LearnerDied):
-        two.evaluate(SEQUENCES)
+    batch = experience(two)
+    victim = ray.get(two.actors[1].pid.remote())
+    threading.Timer(1.5, os.kill, (victim, signal.SIGKILL)).start()
+    with pytest.raises(LearnerDied):  # while both are in collectives: the other hears of a broken connection
+        two.update(batch, 0)
     two.start()
     two.begin(task(tiny_policy, ppo))
     assert two.evaluate(SEQUENCES)["log_probs"].shape[0] == 6

@@ -7,7 +7,7 @@ import pytest
 from scpo_ray import models
 from scpo_ray.config import FormatConfig, ModelConfig, ScoreConfig
 from scpo_ray.errors import ConfigError
-from scpo_ray.ppo.records import Answer
+from scpo_ray.ppo.records import Answer, Rewards
 from scpo_ray.ppo.reward import Scorers
 from scpo_ray.scoring import RewardScorer
 
@@ -49,7 +49,8 @@ def test_models_with_other_tokenizers_read_the_same_text(tiny_reward_model, enco
     folders = {"decoder": str(tiny_reward_model), "encoder": str(encoder)}
     pool = Recorded(folders)
     answers = [Answer(CONTEXT, text) for text in TEXTS]
-    found = Scorers(pool, list(folders)).score({"encoder": answers, "decoder": answers[:1]})
+    rewards = Scorers(pool, list(folders)).score({"encoder": answers, "decoder": answers[:1]})
+    found = {name: each.values for name, each in rewards.items()}
     assert pool.asked == [("encoder", 2), ("decoder", 1)]
     for name, texts in (("encoder", TEXTS), ("decoder", TEXTS[:1])):
         scorer = RewardScorer(
@@ -60,6 +61,13 @@ def test_models_with_other_tokenizers_read_the_same_text(tiny_reward_model, enco
     assert found["encoder"][0] == found["encoder"][2] != found["encoder"][1]
 
 
+def test_what_a_model_cannot_read_whole_is_marked(tiny_reward_model):
+    rewards = Scorers(Recorded({"a": str(tiny_reward_model)}), ["a"]).score(
+        {"a": [Answer(CONTEXT, "what do you think"), Answer(CONTEXT, "think " * 80)]}
+    )
+    assert rewards["a"].truncated == [False, True]
+
+
 def test_an_unknown_model(tiny_reward_model):
     scorers = Scorers(Recorded({"a": str(tiny_reward_model)}), ["a"])
     with pytest.raises(ConfigError, match="'b': no reward model of that name; there are a"):
@@ -68,5 +76,5 @@ def test_an_unknown_model(tiny_reward_model):
 
 def test_nobody_asked(tiny_reward_model):
     pool = Recorded({"a": str(tiny_reward_model)})
-    assert Scorers(pool, ["a"]).score({"a": []}) == {"a": []}
+    assert Scorers(pool, ["a"]).score({"a": []}) == {"a": Rewards([], [])}
     assert pool.asked == []

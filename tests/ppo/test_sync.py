@@ -33,6 +33,8 @@ def published(model, dtype=torch.float32):
 
 def test_every_weight_under_its_plain_name(model):
     found = published(model)
+    names = [name for name, _ in sync.named_weights(model, whole, dtype=torch.float32)]
+    assert len(names) == len(set(names))
     assert found.keys() == {name for name, _ in model.named_parameters()} | {"lm_head.weight"}
     for name, parameter in model.named_parameters():
         assert torch.equal(found[name], parameter)

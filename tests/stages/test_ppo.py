@@ -146,7 +146,7 @@ def test_the_saved_policy_is_the_one_that_was_measured(config, shown, crew, plan
 def test_rewards_are_those_of_the_pipelines_scorer(config, plan, crew):
     prompt = plan.prompts.train[0]
     answers = [Answer(prompt.context, text) for text in ("do this at once .", "hey there .", "do this at once .")]
-    found = crew.scorers.score({FIRST: answers})[FIRST]
+    found = crew.scorers.score({FIRST: answers})[FIRST].values
     scorer = RewardScorer(
         Path(plan.models[FIRST].folder),
         format_config=config.format,
