@@ -240,3 +240,61 @@ def test_minilm_pairs_equal_its_own_tokenizer(minilm_folder, max_tokens):
         assert sequence.token_type_ids == expected["token_type_ids"]
         assert sequence.truncated == (len(theirs(context, response)["input_ids"]) > max_tokens)
     assert any(sequence.truncated for sequence in sequences) == (max_tokens < 512)
+
+
+@pytest.mark.parametrize("use_chat_template", ["auto", "never"])
+@pytest.mark.parametrize("bos", [None, "<|system|>"])
+def test_a_policys_tokens_are_those_that_are_scored(use_chat_template, bos):
+    """Prompt and response by themselves, joined, are the sequence that a reward model of the same tokenizer reads."""
+    tokenizer = models.train_tokenizer([*TEXTS, "user : assistant"], vocab_size=100, architecture="llama")
+    tokenizer.bos_token = bos
+    formatter = Formatter(tokenizer, FormatConfig(max_tokens=100, use_chat_template=use_chat_template))
+    scored = formatter.format([CONTEXT, TALK], ["Fine thanks.", "very well"])
+    exchanges = formatter.exchanges(
+        [CONTEXT, TALK], ["Fine thanks.", "very well"], stop_token_ids=[tokenizer.eos_token_id]
+    )
+    assert [[*prompt, *response] for prompt, response in exchanges] == [each.input_ids for each in scored]
+    assert formatter.prompts([CONTEXT, TALK]) == [prompt for prompt, _ in exchanges]
+    assert all(response[-1] == tokenizer.eos_token_id for _, response in exchanges)
+
+
+def test_a_response_ends_with_the_first_token_that_ends_it():
+    """A template may write more after the end, and end with another token than the tokenizer's own."""
+    tokenizer, _ = _formatter("llama")
+    tokenizer.chat_template = models.CHAT_TEMPLATE.replace("<|end|>", "<|system|>")
+    formatter = Formatter(tokenizer, FormatConfig(max_tokens=100))
+    end = tokenizer.convert_tokens_to_ids("<|system|>")
+    ((_, response),) = formatter.exchanges([CONTEXT], ["fine thanks ."], stop_token_ids=[end])
+    assert tokenizer.convert_ids_to_tokens(response) == ["fine", "thanks", ".", "<|system|>"]
+    with pytest.raises(ModelError, match="ends a turn without an end-of-sequence token"):
+        formatter.exchanges([CONTEXT], ["fine thanks ."], stop_token_ids=[tokenizer.eos_token_id])
+
+
+def test_an_encoder_prompts_nobody():
+    _, formatter = _formatter("bert")
+    with pytest.raises(ModelError, match="an encoder's tokenizer; a policy is a decoder"):
+        formatter.prompts([CONTEXT])
+
+
+def test_templates_that_write_the_date_write_the_same_one_every_day():
+    tokenizer, _ = _formatter("llama")
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }} " + plain
+    formatter = Formatter(tokenizer, FormatConfig(max_tokens=100))
+    assert formatter._head(CONTEXT).startswith("26 July 2024 ")
+    tokenizer.chat_template = "{# no date #} " + plain
+    assert Formatter(tokenizer, FormatConfig(max_tokens=100)).identity != formatter.identity
+
+
+def test_a_template_that_refuses_a_context():
+    tokenizer, _ = _formatter("llama")
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + models.CHAT_TEMPLATE
+    )
+    formatter = Formatter(tokenizer, FormatConfig(max_tokens=100))
+    for call in (lambda: formatter.prompts([TALK]), lambda: formatter.format([TALK], ["very well"])):
+        with pytest.raises(
+            DataError, match=r"refuses a context of roles system, user, .*\(System role not supported\)"
+        ):
+            call()

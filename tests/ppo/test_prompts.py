@@ -81,3 +81,51 @@ def test_canaries_fit_the_context_and_stay():
     assert found == canaries(PROMPTS, number=3, max_tokens=20, vocab_size=50)
     assert all(sequence[:3] == [3, 4, 5] and len(sequence) <= 19 for sequence in found)
     assert max(max(sequence) for sequence in found) < 50
+
+
+def test_a_conversation_is_on_one_side(tmp_path):
+    """Its later turns hold the first prompt and the answer to it; opening prompts that nearly agree are one group."""
+    import json
+
+    from scpo_ray.artifacts import RunDirectory
+    from scpo_ray.config import Config
+    from scpo_ray.ppo.prompts import conversation_groups, load
+    from scpo_ray.stages import prepare
+
+    rows = []
+    for number in range(60):
+        opening = {"role": "user", "content": f"what is number {number} and {number * 7} to you"}
+        later = [
+            opening,
+            {"role": "assistant", "content": f"much {number}"},
+            {"role": "user", "content": f"tell me far more of another thing {number * 13} altogether please"},
+        ]
+        for turn, messages in enumerate(([opening], later)):
+            rows += [
+                {"messages": messages, "chosen": f"good {turn}", "rejected": f"bad {turn}", "community": community}
+                for community in ("Here", "There")
+            ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    config = Config(
+        run_dir=str(tmp_path / "run"),
+        prepare={
+            "datasets": ["pair_files"],
+            "pair_files": {"paths": [str(tmp_path / "pairs.jsonl")]},
+            "majority": ["Here"],
+        },
+    )
+    prepare.run(config)
+    directory = RunDirectory(config.run_dir)
+    from scpo_ray.config import FormatConfig
+    from scpo_ray.formatting import Formatter
+    from scpo_ray.models import train_tokenizer
+
+    formatter = Formatter(train_tokenizer(["a b"], vocab_size=64, architecture="llama"), FormatConfig())
+    found = load(directory, formatter, max_prompt_tokens=500, salt="scpo", test_fraction=0.3)
+    sides = [{each.context[0]["content"] for each in side} for side in (found.train, found.test)]
+    assert len(sides[0]) > 10 and len(sides[1]) > 10
+    assert not sides[0] & sides[1]
+    assert {len(each.context) for each in found.test} == {1, 3}
+    pairs = directory.read_table("prepared/pairs.parquet").to_pylist()
+    groups = conversation_groups(directory)
+    assert len({row["prompt_group"] for row in pairs}) > len(set(groups.values()))  # turns have groups of their own

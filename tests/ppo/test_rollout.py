@@ -1,17 +1,20 @@
 """The real vLLM in its actor: what it writes is what the learner's weights say, and what differs is caught."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from scpo_ray import policies
-from scpo_ray.errors import SynchronizationError
+from scpo_ray.config import ModelConfig
+from scpo_ray.errors import ModelError, SynchronizationError
 from scpo_ray.ppo import sync
 from scpo_ray.ppo.forward import collate, log_probs_of, response_logits
 from scpo_ray.ppo.records import Canaries, Sequences, WeightUpdate
-from tests.ppo.conftest import TEMPERATURE
+from scpo_ray.ppo.rollout import RolloutEngine
+from tests.ppo.conftest import TEMPERATURE, WORDS
 
 PROMPTS = [[7, 8, 9], [6], [7, 8, 9, 10, 11, 12, 6], [8, 8]] * 8
 SEEDS = list(range(100, 132))
@@ -135,3 +138,14 @@ def test_a_skipped_synchronisation_is_caught_by_the_next_rollout(ray_cluster, en
     ray_cluster.get(engine.update.remote(published(ray_cluster, model, version=10)))
     with pytest.raises(SynchronizationError, match="has weights of version 10, version 11 was to write"):
         ray_cluster.get(engine.generate.remote(PROMPTS[:1], SEEDS[:1], 11))
+
+
+def test_what_vllm_cannot_run_is_said_once(ray_cluster, engine_spec, tmp_path):
+    """Heads of 16 on a CPU: no death that would be repeated, one line."""
+    folder = tmp_path / "narrow"
+    made = policies.make(ModelConfig(hidden_size=32, num_heads=2), texts=WORDS, max_tokens=64, seed=3)
+    policies.save(made, folder)
+    actor = ray_cluster.remote(RolloutEngine).options(num_cpus=0.1).remote(replace(engine_spec, folder=str(folder)))
+    with pytest.raises(ModelError, match=r"narrow: vLLM cannot run it here \(.*on CPUs heads must have 32 or more"):
+        ray_cluster.get(actor.load.remote())
+    ray_cluster.kill(actor)

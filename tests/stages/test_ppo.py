@@ -1,7 +1,6 @@
 """PPO on real vLLM and DeepSpeed: it raises what it should, and goes on as if nothing had happened when actors are killed."""
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -15,13 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scpo_ray import policies
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.cli import dump_yaml
-from scpo_ray.config import Config
+from scpo_ray.config import Config, LoraConfig
 from scpo_ray.errors import ModelError, SynchronizationError
 from scpo_ray.ppo.crew import Crew, at_work
+from scpo_ray.ppo.forward import collate, log_probs_of, response_logits
 from scpo_ray.ppo.objective import Target
-from scpo_ray.ppo.records import Answer
+from scpo_ray.ppo.records import Answer, Sequences
 from scpo_ray.scoring import RewardScorer
 from scpo_ray.stages import ppo, recipes
 from scpo_ray.stages.community_models import scales
@@ -133,14 +134,18 @@ def test_what_is_there_is_not_made_again(config, shown, monkeypatch):
     assert ppo.run(config) == shown
 
 
-def test_the_saved_policy_is_the_one_that_was_measured(config, shown, crew, plan):
-    """Its responses under a learner that has loaded the artifact have the divergence that training reported last."""
-    from scpo_ray import policies
-
-    folder = Path(config.run_dir) / "policies" / folder_of(config, FIRST)
-    model, start = policies.load(folder).model, policies.load(plan.start).model
-    assert not torch.equal(model.get_input_embeddings().weight, start.get_input_embeddings().weight)
-    assert json.loads((folder / "metrics.json").read_text())["steps"][-1]["canary_difference"] < 1e-4
+def test_the_saved_policy_is_the_one_that_was_trained(config, plan, crew, known_scales):
+    """What the learners hold at the end gives every response the probability that the artifact gives it."""
+    controller(config, plan, crew, known_scales, "saved", num_steps=3).run()
+    prompts = [prompt.token_ids for prompt in plan.prompts.test[:8]]
+    sequences = Sequences(prompts, [prompt[::-1] for prompt in prompts])
+    trained = crew.learners.evaluate(sequences)
+    saved = policies.load(Path(config.run_dir) / "policies/saved").model
+    batch = collate(sequences, range(8), pad_token_id=0)
+    with torch.no_grad():
+        found = log_probs_of(response_logits(saved, batch, temperature=1.0), batch)
+    torch.testing.assert_close(found, trained["log_probs"], atol=2e-5, rtol=0)
+    assert (trained["log_probs"] - trained["reference_log_probs"]).abs().max() > 0.01
 
 
 def test_rewards_are_those_of_the_pipelines_scorer(config, plan, crew):
@@ -166,6 +171,38 @@ def test_at_learning_rate_zero_engine_and_learner_agree_for_the_whole_run(config
         assert abs(row["importance_max"] - 1) < 2e-5
         assert row["canary_difference"] < 2e-5
         assert row["kl"] == 0.0
+
+
+def test_a_larger_crew_with_adapters(config, plan, known_scales):
+    """Two engines, two learners under ZeRO-3 with LoRA; one policy by max-min, one routed by the prompts' communities."""
+    settings = {
+        "num_engines": 2,
+        "cpus_per_engine": 0.25,
+        "num_learners": 2,
+        "cpus_per_learner": 0.25,
+        "zero_stage": 3,
+        "lora": LoraConfig(enabled=True, rank=8),
+        "placement": "colocated",
+        "learning_rate": 3e-3,
+        "num_steps": 3,
+    }
+    larger = config.model_copy(update={"ppo": config.ppo.model_copy(update=settings)})
+    directory, both = RunDirectory(config.run_dir), (FIRST, SECOND)
+    known = plan.recipes[Target(FIRST, (FIRST,), "each")]
+    with _crew(larger, plan) as crew:
+        for composition in ("max_min", "routed"):
+            recipe = replace(known, name=f"policies/{composition}", identity={"name": composition})
+            target = Target(composition, both, composition)
+            ppo.Controller(larger, directory, plan, target, recipe, crew, known_scales).run()
+            steps = steps_of(config, composition)
+            assert steps[-1]["reward"] > steps[0]["reward"]
+            assert max(row["canary_difference"] for row in steps) < 1e-4
+            assert max(abs(row["importance_max"] - 1) for row in steps) < 1e-3
+            rewards = [steps[0][f"reward of {community}"] for community in both]
+            if composition == "max_min":
+                assert steps[0]["reward"] == pytest.approx(min(rewards), abs=0.05)
+            saved = policies.load(Path(config.run_dir) / f"policies/{composition}").model
+            assert not any("lora" in name for name, _ in saved.named_parameters())
 
 
 class Killing(ppo.Controller):
@@ -263,7 +300,7 @@ def test_critic_free_estimators_raise_the_reward_too(config, plan, crew, known_s
 
 
 def test_a_budget_holds_the_divergence(config, plan, crew, known_scales):
-    """The same start without a price moves several nats; the coefficient rises while the policy is beyond its budget."""
+    """The coefficient rises while the policy is beyond its budget, and holds it back beside the undisturbed run."""
     settings = {"kl_budget": 0.05, "kl_horizon": 100.0, "kl_coefficient": 0.2, "num_steps": 6}
     controller(config, plan, crew, known_scales, "budget", **settings).run()
     steps = steps_of(config, "budget")
@@ -271,6 +308,7 @@ def test_a_budget_holds_the_divergence(config, plan, crew, known_scales):
         change = 1 + min(max(row["kl"] / 0.05 - 1, -0.2), 0.2) * 64 / 100
         assert after["kl_coefficient"] == pytest.approx(row["kl_coefficient"] * change)
     assert steps[-1]["kl_coefficient"] > 0.2
+    assert steps[-1]["kl"] < 0.8 * steps_of(config, folder_of(config, FIRST))[5]["kl"]
 
 
 def test_a_reward_model_that_gives_no_number_stops_the_run_with_the_response(
