@@ -177,9 +177,10 @@ def test_a_larger_crew_with_adapters(config, plan, known_scales):
     """Two engines, two learners under ZeRO-3 with LoRA; one policy by max-min, one routed by the prompts' communities."""
     settings = {
         "num_engines": 2,
-        "cpus_per_engine": 0.25,
+        "cpus_per_engine": 0.1,
+        "cpus_per_scorer": 0.1,
         "num_learners": 2,
-        "cpus_per_learner": 0.25,
+        "cpus_per_learner": 0.1,
         "zero_stage": 3,
         "lora": LoraConfig(enabled=True, rank=8),
         "placement": "colocated",
