@@ -28,7 +28,7 @@ from scpo_ray.stages import ppo, prepare, recipes, score, select, sft, train, tr
 from scpo_ray.stages.ppo import PHASES
 
 EXPERIMENT = Path(__file__).parents[1] / "jobs/experiments/ppo_atlas.yaml"
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (5, 6, 7, 8, 9)
 FIRST, SECOND, MAJORITY = "Brevia", "Calder Isles", "Atlas"
 
 
