@@ -62,7 +62,8 @@ def preference_weight(
     if not temperature > 0:
         raise ValueError(f"weight temperature must be positive, got {temperature}")
     gap = chosen_rewards.astype(np.float64) - rejected_rewards.astype(np.float64)
-    return np.exp(np.minimum(gap / temperature, 0.0))
+    weights: np.ndarray = np.exp(np.minimum(gap / temperature, 0.0))
+    return weights
 
 
 def check_rewards(chosen_rewards: Float[Array, " pairs"], rejected_rewards: Float[Array, " pairs"]) -> None:

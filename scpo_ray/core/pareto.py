@@ -51,4 +51,5 @@ def choose(
     else:
         assert baseline is not None
         keys = np.column_stack([(values - baseline).min(axis=1), means])
-    return max(np.flatnonzero(on_front).tolist(), key=lambda index: (tuple(keys[index]), -index))
+    best: int = max(np.flatnonzero(on_front).tolist(), key=lambda index: (tuple(keys[index]), -index))
+    return best
