@@ -49,6 +49,7 @@ class RolloutEngine:
         """
         from transformers import AutoConfig
         from vllm import LLM
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         spec = self._spec
         tied = getattr(AutoConfig.from_pretrained(spec.folder), "tie_word_embeddings", False)
@@ -69,7 +70,8 @@ class RolloutEngine:
                 **({"gpu_memory_utilization": spec.gpu_memory_utilization} if spec.uses_gpu else {}),
                 **({"weight_transfer_config": {"backend": "nccl"}} if spec.receives_nccl else {}),
             )
-        except (ValueError, NotImplementedError, RuntimeError) as error:
+            self.log_probs([[0, 0]])  # kernels refuse a head size when they are first used
+        except (ValueError, NotImplementedError, RuntimeError, EngineDeadError) as error:
             raise ModelError(
                 f"{spec.folder}: vLLM cannot run it here ({str(error).strip().splitlines()[0][:200]}); on CPUs heads must have "
                 "32 or more dimensions"
