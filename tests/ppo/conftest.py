@@ -43,7 +43,7 @@ def engine_spec(tiny_policy):
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine(ray_cluster, engine_spec):
     """A running vLLM engine in an actor of its own."""
     from scpo_ray.ppo.rollout import RolloutEngine
