@@ -57,7 +57,7 @@ CASES = {
     ),
     "no such policy": ({"ppo": {"policy": "{run}/nothing"}}, ScpoError, r"nothing"),
     "more GPUs than there are": (
-        {"ppo": {"gpus_per_engine": 1.0, "num_engines": 3}},
+        {"ppo": {"gpus_per_engine": 1.0, "num_engines": 3, "cpus_per_engine": 0.1}},
         ConfigError,
         r"3 engines of 1 need 3 GPU, the cluster has 0; lower num_engines",
     ),
