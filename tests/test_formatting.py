@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from scpo_ray import model_files, models
 from scpo_ray.config import FormatConfig
 from scpo_ray.errors import DataError, ModelError
-from scpo_ray.formatting import Formatter
+from scpo_ray.formatting import FORMATTER_VERSION, Formatter
+from scpo_ray.records import content_id
 
 TEXTS = ["how are you ? who am i , then ?", "fine thanks . very well indeed . a b c d e f g h"]
 CONTEXT = [{"role": "user", "content": "How are you?"}]
@@ -282,8 +283,10 @@ def test_templates_that_write_the_date_write_the_same_one_every_day():
     tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }} " + plain
     formatter = Formatter(tokenizer, FormatConfig(max_tokens=100))
     assert formatter._head(CONTEXT).startswith("26 July 2024 ")
-    tokenizer.chat_template = "{# no date #} " + plain
-    assert Formatter(tokenizer, FormatConfig(max_tokens=100)).identity != formatter.identity
+    undated = content_id(FORMATTER_VERSION, 100, tokenizer.chat_template)  # what it was when the date was today's
+    assert formatter.identity != undated
+    tokenizer.chat_template = plain
+    assert formatter.identity == content_id(FORMATTER_VERSION, 100, plain)
 
 
 def test_a_template_that_refuses_a_context():
