@@ -24,8 +24,8 @@ from scipy import stats
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.cli import load_config
 from scpo_ray.config import Config
+from scpo_ray.ppo.step_metrics import PHASES
 from scpo_ray.stages import ppo, prepare, recipes, score, select, sft, train, train_global
-from scpo_ray.stages.ppo import PHASES
 
 EXPERIMENT = Path(__file__).parents[1] / "jobs/experiments/ppo_atlas.yaml"
 SEEDS = (5, 6, 7, 8, 9)

@@ -1,12 +1,11 @@
 """One rank of the learners: a policy, its frozen reference and its critic under DeepSpeed.
 
 Ranks do everything together: a method is called on all of them or on none. Model libraries are imported where the actor
-starts; what is computed is in `ppo.forward` and `core`.
+starts; what is computed is in `ppo.forward`, `ppo.updates` and `core`.
 """
 
 import contextlib
 import gc
-import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +18,12 @@ import ray
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import LearnerConfig, PpoConfig
 from scpo_ray.errors import TrainingError
-from scpo_ray.ppo.records import Canaries, Experience, Sequences, WeightUpdate
+from scpo_ray.ppo.records import CRITIC, POLICY, Canaries, Experience, Sequences, WeightUpdate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from scpo_ray.ppo.forward import MicroBatch, RankBatch
-
-POLICY, CRITIC = "policy", "critic"
 
 
 @dataclass(frozen=True)
@@ -156,6 +153,8 @@ class Learner:
         """
         import torch
 
+        from scpo_ray.ppo import updates
+
         config = self._task.config
         assert isinstance(config, PpoConfig)
         warmth = min(1.0, (step + 1) / max(config.warmup_steps, 1))
@@ -169,7 +168,9 @@ class Learner:
             order = torch.randperm(number, generator=generator).tolist()
             for minibatch in range(config.num_minibatches):
                 rows = sorted(order[minibatch :: config.num_minibatches])
-                for name, value in self._learn(experience, rows).items():
+                losses = updates.ppo_losses(self._engines, experience, rows, config)
+                batches = self._batches(experience.sequences, rows)
+                for name, value in updates.optimise(self._engines, batches, losses, name=self._task.name).items():
                     totals[name] = totals.get(name, 0.0) + value / (config.update_epochs * config.num_minibatches)
         return totals
 
@@ -179,13 +180,16 @@ class Learner:
         Raises:
             TrainingError: the loss is not finite (on every rank).
         """
+        from scpo_ray.ppo import updates
+
         num_tokens = sum(len(sequences.responses[row]) for row in rows)
         self._set_learning_rate(POLICY, learning_rate)
 
         def loss(batch: "MicroBatch") -> dict[str, "Tensor"]:
             return {POLICY: -self._log_probs(self._engines[POLICY], batch).sum() / num_tokens}
 
-        return self._optimise(sequences, rows, loss)["policy_loss"]
+        batches = self._batches(sequences, rows)
+        return updates.optimise(self._engines, batches, loss, name=self._task.name)["policy_loss"]
 
     def publish(self, version: int, canaries: Sequence[Sequence[int]], dtype: str) -> WeightUpdate | None:
         """The policy's weights in the object store, on rank 0; None elsewhere."""
@@ -293,95 +297,6 @@ class Learner:
                             draft.write_json(name, content)
                     draft.content_hash = model_files.content_hash(draft.folder)
                     draft.statistics |= statistics
-
-    def _learn(self, experience: Experience, rows: Sequence[int]) -> dict[str, float]:
-        """One optimiser step of policy and critic on a minibatch."""
-        from scpo_ray.core.policy_losses import clipped_policy_loss, clipped_value_loss, entropy
-        from scpo_ray.ppo import forward
-
-        config = self._task.config
-        assert isinstance(config, PpoConfig)
-        num_tokens = float(experience.mask[list(rows)].sum())
-
-        def losses(batch: "MicroBatch") -> dict[str, "Tensor"]:
-            def part(tensor: "Tensor") -> "Tensor":
-                return tensor[batch.rows, : batch.mask.shape[1]].to(self._device)
-
-            logits = forward.response_logits(self._engines[POLICY], batch, temperature=self._task.temperature)
-            policy = clipped_policy_loss(
-                log_probs=forward.log_probs_of(logits, batch),
-                old_log_probs=part(experience.old_log_probs),
-                advantages=part(experience.advantages),
-                mask=batch.mask,
-                clip_low=config.clip_range,
-                clip_high=config.clip_range_high or config.clip_range,
-                dual_clip=config.dual_clip,
-                importance=part(experience.importance),
-                num_tokens=num_tokens,
-            )
-            spread = entropy(
-                logits if config.entropy_coefficient else logits.detach(), batch.mask, num_tokens=num_tokens
-            )
-            found = {
-                POLICY: policy.loss - config.entropy_coefficient * spread,
-                "clipped_share": policy.clipped_share,
-                "step_divergence": policy.divergence,
-                "entropy": spread.detach(),
-            }
-            if experience.returns is not None and experience.old_values is not None:
-                found[CRITIC] = clipped_value_loss(
-                    values=forward.values_of(self._engines[CRITIC], batch),
-                    old_values=part(experience.old_values),
-                    returns=part(experience.returns),
-                    mask=batch.mask,
-                    clip=config.value_clip,
-                    num_tokens=num_tokens,
-                )
-            return found
-
-        return self._optimise(experience.sequences, rows, losses)
-
-    def _optimise(
-        self, sequences: Sequences, rows: Sequence[int], losses: "Callable[[MicroBatch], dict[str, Tensor]]"
-    ) -> dict[str, float]:
-        """Add up the micro-batches' gradients over ranks and rounds, then step; sums of all that `losses` returns."""
-        import torch
-        import torch.distributed as dist
-
-        totals: dict[str, float] = {}
-        for batch in self._batches(sequences, rows):
-            found = losses(batch)
-            for name, engine in self._engines.items():
-                if name in found:
-                    engine.set_gradient_accumulation_boundary(batch.is_last)
-                    # DeepSpeed averages over ranks; the parts are to be summed. A placeholder joins with nothing.
-                    engine.backward(found[name] * (0.0 if batch.is_placeholder else float(self._num_ranks)))
-            for name, value in found.items():
-                key = f"{name}_loss" if name in self._engines else name
-                totals[key] = totals.get(key, 0.0) + (0.0 if batch.is_placeholder else float(value.detach()))
-        for name, engine in self._engines.items():
-            if f"{name}_loss" in totals:
-                totals[f"{name}_grad_norm"] = self._step(engine) / self._num_ranks
-        summed = torch.tensor(list(totals.values()), dtype=torch.float64, device=self._device)
-        dist.all_reduce(summed)
-        result = dict(zip(totals, summed.tolist(), strict=True))
-        for name, value in result.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{self._task.name}: {name} is {value}; lower the learning rate or use precision float32"
-                )
-        return result
-
-    def _step(self, engine: Any) -> float:
-        """One optimiser step; the gradient's norm before clipping, the same on every rank."""
-        import torch
-
-        if engine.zero_optimization_stage() == 0:  # the only stage that does not tell
-            norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-            engine.step()
-            return float(norm)
-        engine.step()
-        return float(engine.get_global_grad_norm())
 
     def _batches(self, sequences: Sequences, rows: Sequence[int]) -> "Iterator[RankBatch]":
         """This rank's micro-batches, as many as every other rank's; where it has none, the shortest sequence as placeholder."""

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+POLICY, CRITIC = "policy", "critic"
+"""A learner's engines."""
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -8,36 +8,28 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import ray
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from scpo_ray.artifacts import Recipe, RunDirectory, content_hash_of
 from scpo_ray.config import Config, PpoConfig
-from scpo_ray.core.advantages import (
-    generalized_advantages,
-    group_relative_advantages,
-    leave_one_out_advantages,
-    shaped_rewards,
-    whitened,
-)
 from scpo_ray.core.kl import AdaptiveKL, FixedKL
-from scpo_ray.core.policy_losses import truncated_importance
-from scpo_ray.errors import SynchronizationError, TrainingError
+from scpo_ray.errors import SynchronizationError
 from scpo_ray.models import load_tokenizer
-from scpo_ray.ppo import objective, placement, tracking
+from scpo_ray.ppo import experience, objective, placement, step_metrics, tracking
 from scpo_ray.ppo import prompts as prompt_sets
 from scpo_ray.ppo.checkpoints import FOLDER, PolicyCheckpoints
 from scpo_ray.ppo.crew import Crew, at_work
 from scpo_ray.ppo.engines import Generation
+from scpo_ray.ppo.experience import Evaluated
 from scpo_ray.ppo.learner import LearnerTask
 from scpo_ray.ppo.learners import LearnerDied
 from scpo_ray.ppo.objective import Scale, Scores, Target
-from scpo_ray.ppo.records import Experience, Prompt, Rollout, Sample, Sequences
+from scpo_ray.ppo.records import Experience, Prompt, Rollout, Sample
 from scpo_ray.runtime import Bar, connect, console, progress_bar
 from scpo_ray.stages import policy_evaluation, policy_page, recipes
 from scpo_ray.stages.community_models import scales
@@ -45,10 +37,6 @@ from scpo_ray.stages.policy_plan import Plan, held_out_name, make_plan, training
 from scpo_ray.stages.train_global import check_checkpoint_dir
 from scpo_ray.training.policy_card import policy_card
 from scpo_ray.training.task import checkpoints_of
-
-_NUM_SHOWN = 8
-"""Responses in a table of samples."""
-PHASES = ("generation", "scoring", "training", "synchronising")
 
 
 def run(config: Config) -> str:
@@ -114,7 +102,7 @@ class Controller:
         self.ahead: list[Sample] | None = None
         """Overlap: responses to this step's prompts that were written while the last step trained."""
         self._generation: Generation | None = None
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._seconds = dict.fromkeys(step_metrics.PHASES, 0.0)
         self._shown: list[dict[str, str]] = []
 
     def run(self) -> None:
@@ -135,15 +123,22 @@ class Controller:
         self.checkpoints.remove()
 
     def run_step(self) -> dict[str, float]:
-        """One PPO step: roll out, score, shape rewards, estimate advantages, update, synchronise."""
+        """One PPO step: roll out, score, shape rewards, estimate advantages, update, synchronise; its metrics."""
         rollouts = self.roll_out()
         scores = self.score(rollouts)
         rewards, evaluated = self.shape_rewards(rollouts, scores)
-        experience = self.estimate_advantages(rollouts, scores, rewards, evaluated)
-        statistics = self.update(experience)
-        statistics["canary_difference"] = self.synchronise()
-        statistics |= self.held_out_rewards(rollouts)
-        return self.summarise(rollouts, scores, evaluated, experience, statistics)
+        batch = self.estimate_advantages(rewards, evaluated)
+        losses = self.update(batch)
+        canary_difference = self.synchronise()
+        self._shown = step_metrics.samples(rollouts, scores)
+        return {
+            **step_metrics.metrics(rollouts, scores, evaluated, batch),
+            **losses,
+            "canary_difference": canary_difference,
+            **self.held_out_rewards(rollouts),
+            **self.true_utilities(rollouts),
+            **self.steer_kl(evaluated),
+        }
 
     def roll_out(self) -> list[Rollout]:
         """One response per request of this step, with the log-probabilities of the engine that wrote it."""
@@ -172,68 +167,26 @@ class Controller:
 
     def shape_rewards(
         self, rollouts: Sequence[Rollout], scores: Scores
-    ) -> tuple[Float[Tensor, "responses tokens"], "Evaluated"]:
+    ) -> tuple[Float[Tensor, "responses tokens"], Evaluated]:
         """Every token's reward: the price of moving from the reference and, at the last one, the score."""
-        sequences = Sequences(
-            [rollout.prompt.token_ids for rollout in rollouts], [rollout.sample.token_ids for rollout in rollouts]
-        )
+        sequences = experience.sequences_of(rollouts)
         with self._timed("training"):
             found = self.crew.learners.evaluate(sequences)
-        evaluated = Evaluated(sequences, response_mask(sequences), engine_log_probs(rollouts), **found)
-        rewards = shaped_rewards(
-            scores=scores.final,
-            log_probs=evaluated.log_probs,
-            reference_log_probs=evaluated.reference_log_probs,
-            mask=evaluated.mask,
-            kl_coefficient=self.kl.coefficient,
-            estimator=self.ppo.kl_estimator,
+        mask, written = experience.response_mask(sequences), experience.engine_log_probs(rollouts)
+        evaluated = Evaluated(sequences, mask, written, **found)
+        rewards = experience.rewards_of_tokens(
+            scores.final, evaluated, kl_coefficient=self.kl.coefficient, config=self.ppo
         )
         return rewards, evaluated
 
-    def estimate_advantages(
-        self,
-        rollouts: Sequence[Rollout],
-        scores: Scores,
-        rewards: Float[Tensor, "responses tokens"],
-        evaluated: "Evaluated",
-    ) -> Experience:
+    def estimate_advantages(self, rewards: Float[Tensor, "responses tokens"], evaluated: Evaluated) -> Experience:
         """What each token is praised for, and how much it counts."""
-        mask, returns = evaluated.mask, None
-        if self.ppo.advantage == "gae":
-            assert evaluated.values is not None
-            advantages, returns = generalized_advantages(
-                rewards=rewards,
-                values=evaluated.values,
-                mask=mask,
-                discount=self.ppo.discount,
-                trace_decay=self.ppo.gae_lambda,
-            )
-            if self.ppo.whiten_advantages:
-                advantages = whitened(advantages, mask)
-        else:
-            compare = leave_one_out_advantages if self.ppo.advantage == "rloo" else group_relative_advantages
-            groups = rewards.sum(dim=1).view(-1, self.ppo.responses_per_prompt)  # a prompt's responses are neighbours
-            advantages = torch.where(mask, compare(groups).reshape(-1, 1), 0.0)
-        return Experience(
-            sequences=evaluated.sequences,
-            mask=mask,
-            old_log_probs=evaluated.log_probs,
-            advantages=advantages,
-            importance=truncated_importance(
-                learner_log_probs=evaluated.log_probs,
-                engine_log_probs=evaluated.engine_log_probs,
-                mask=mask,
-                cap=self.ppo.importance_cap,
-                level=self.ppo.importance_level,
-            ),
-            old_values=evaluated.values,
-            returns=returns,
-        )
+        return experience.estimated(rewards, evaluated, self.ppo)
 
-    def update(self, experience: Experience) -> dict[str, float]:
+    def update(self, batch: Experience) -> dict[str, float]:
         """Learn from the batch."""
         with self._timed("training"):
-            return self.crew.learners.update(experience, self.step)
+            return self.crew.learners.update(batch, self.step)
 
     def synchronise(self) -> float:
         """The new weights to every engine, proved; the largest canary difference, nats.
@@ -253,63 +206,35 @@ class Controller:
         if not names or self.step % self.ppo.held_out_every_steps:
             return {}
         rows = [row for row, rollout in enumerate(rollouts) if rollout.text]
-        asked = objective.answers(rollouts, rows)
+        asked, num_empty = objective.answers(rollouts, rows), len(rollouts) - len(rows)
         with self._timed("scoring"):
             rewards = self.crew.scorers.score({held_out_name(name): asked for name in names})
-        found = {}
-        for name in names:
-            scale = self.scales[held_out_name(name)]
-            total = sum((reward - scale.mean) / scale.deviation for reward in rewards[held_out_name(name)].values)
-            empty = (len(rollouts) - len(rows)) * self.ppo.empty_reward
-            found[f"held out reward of {name}"] = (total + empty) / len(rollouts)
-        return found
-
-    def summarise(
-        self,
-        rollouts: Sequence[Rollout],
-        scores: Scores,
-        evaluated: "Evaluated",
-        experience: Experience,
-        statistics: Mapping[str, float],
-    ) -> dict[str, float]:
-        """This step in numbers; moves the KL controller on."""
-        mask = evaluated.mask
-        kl = float((evaluated.log_probs - evaluated.reference_log_probs).sum(dim=1).mean())
-        apart = torch.where(mask, evaluated.log_probs - evaluated.engine_log_probs, 0.0).abs()
-        num_tokens = int(mask.sum())
-        row = {
-            "reward": float(scores.final.mean()),
-            "reward_deviation": float(scores.final.std()) if len(rollouts) > 1 else 0.0,
-            "kl": kl,
-            "kl_coefficient": self.kl.coefficient,
-            "length": num_tokens / len(rollouts),
-            "unfinished_share": scores.num_unfinished / len(rollouts),
-            "empty_share": scores.num_empty / len(rollouts),
-            "truncated_share": scores.num_truncated / max(1, len(rollouts) * len(self.target.communities)),
-            "engine_difference": float(apart.max()),
-            "importance_mean": float(experience.importance[mask].mean()),
-            "importance_max": float(experience.importance[mask].max()),
-            **statistics,
+        return {
+            f"held out reward of {name}": step_metrics.normalised_mean(
+                rewards[held_out_name(name)],
+                self.scales[held_out_name(name)],
+                num_empty=num_empty,
+                empty_reward=self.ppo.empty_reward,
+            )
+            for name in names
         }
-        for community, values in scores.normalised.items():
-            row[f"reward of {community}"] = float(values.nanmean())
-        if evaluated.values is not None and experience.returns is not None:
-            error, spread = (experience.returns - evaluated.values)[mask], experience.returns[mask]
-            row["explained_variance"] = float(1 - error.var() / spread.var().clamp(min=1e-12))
-        if self.plan.truth is not None:
-            for community in self.plan.truth.preferences:
-                worth = [self.plan.truth.utility(rollout.text, community) for rollout in rollouts]
-                row[f"utility of {community}"] = sum(worth) / len(worth)
-        self.kl = self.kl.after(kl=kl, num_sequences=len(rollouts))
-        self._shown = [
-            {
-                "prompt": rollout.prompt.context[-1]["content"],
-                "response": rollout.text,
-                "reward": f"{float(scores.final[place]):+.2f}",
-            }
-            for place, rollout in enumerate(rollouts[:_NUM_SHOWN])
-        ]
-        return row
+
+    def true_utilities(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """What each community is planted to think of these rollouts, where the truth is known."""
+        truth = self.plan.truth
+        if truth is None:
+            return {}
+        return {
+            f"utility of {community}": sum(truth.utility(rollout.text, community) for rollout in rollouts)
+            / len(rollouts)
+            for community in truth.preferences
+        }
+
+    def steer_kl(self, evaluated: Evaluated) -> dict[str, float]:
+        """The price of moving that this step was charged; the next one's follows the divergence where there is a budget."""
+        charged = self.kl.coefficient
+        self.kl = self.kl.after(kl=evaluated.divergence, num_sequences=len(evaluated.sequences.responses))
+        return {"kl_coefficient": charged}
 
     def _check_versions(self, samples: Sequence[Sample]) -> None:
         """Step n is written by the weights after n updates; with overlap by those before the last of them."""
@@ -367,7 +292,7 @@ class Controller:
         with tracking.tracking(self.ppo.loggers, info) as trackers:
             while self.step < self.ppo.num_steps:
                 start = time.monotonic()
-                self._seconds = dict.fromkeys(PHASES, 0.0)
+                self._seconds = dict.fromkeys(step_metrics.PHASES, 0.0)
                 row = self.run_step()
                 elapsed = time.monotonic() - start
                 row |= {f"{phase}_share": seconds / elapsed for phase, seconds in self._seconds.items()}
@@ -378,7 +303,7 @@ class Controller:
                 if self.step % self.ppo.checkpoint_every_steps == 0:
                     trackers.samples(self.step, self._shown)
                 self.step += 1
-                bar.update(self.step, self.ppo.num_steps, name=self.target.name, note=progress_note(row))
+                bar.update(self.step, self.ppo.num_steps, name=self.target.name, note=step_metrics.progress_note(row))
                 if self.step % self.ppo.checkpoint_every_steps == 0 and self.step < self.ppo.num_steps:
                     self.checkpoints.save(self.crew.learners, self.step, self._state())
 
@@ -444,47 +369,8 @@ class Controller:
             self._seconds[phase] += time.monotonic() - start
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """A batch under engine, policy, reference and critic, [responses, tokens]; zero outside the mask."""
-
-    sequences: Sequences
-    mask: Tensor
-    engine_log_probs: Tensor
-    log_probs: Tensor
-    reference_log_probs: Tensor
-    values: Tensor | None = None
-
-
 def kl_controller(config: PpoConfig) -> AdaptiveKL | FixedKL:
     """Fixed, or adaptive when there is a budget."""
     if config.kl_budget is None:
         return FixedKL(config.kl_coefficient)
     return AdaptiveKL(max(config.kl_coefficient, 1e-4), target=config.kl_budget, horizon=config.kl_horizon)
-
-
-def response_mask(sequences: Sequences) -> Tensor:
-    """True on every response's own tokens."""
-    lengths = torch.tensor([len(response) for response in sequences.responses])
-    return torch.arange(int(lengths.max())).unsqueeze(0) < lengths.unsqueeze(1)
-
-
-def engine_log_probs(rollouts: Sequence[Rollout]) -> Float[Tensor, "responses tokens"]:
-    """What the engines said of the tokens that they wrote, nats; zero outside."""
-    found = torch.zeros(len(rollouts), max(len(rollout.sample.token_ids) for rollout in rollouts))
-    for row, rollout in enumerate(rollouts):
-        found[row, : len(rollout.sample.log_probs)] = torch.tensor(rollout.sample.log_probs)
-    if not torch.isfinite(found).all():
-        raise TrainingError(
-            "a rollout engine gave a log-probability that is not finite; use ppo.engine_precision float32"
-        )
-    return found
-
-
-def progress_note(row: Mapping[str, float]) -> str:
-    """Reward, KL, length, speed and where the time goes, for the progress bar."""
-    shares = " ".join(f"{phase[:3]} {100 * row[f'{phase}_share']:.0f}%" for phase in PHASES)
-    return (
-        f"reward {row['reward']:+.2f} kl {row['kl']:.2f} length {row['length']:.0f} "
-        f"{row['tokens_per_second']:,.0f} tok/s {shares}"
-    )
