@@ -39,3 +39,7 @@ class SynchronizationError(TrainingError):
 
 class StorageError(ScpoError):
     """Reading or writing the run directory failed."""
+
+
+class ServiceError(ScpoError):
+    """The reward service refused a request, could not be reached in time, or is none."""

@@ -86,6 +86,21 @@ class Formatter:
         tails = self._backend.encode_batch([text[1] for text in texts], add_special_tokens=False)
         return [self._join(head, tail) for head, tail in zip(heads, tails, strict=True)]
 
+    def whole(self, text: str) -> TokenSequence:
+        """Token ids of a text that has the model's template in it already, as other frameworks send it; cut at its start.
+
+        Raises:
+            DataError: the text is blank.
+        """
+        if not text.strip():
+            raise DataError(f"text {text[:40]!r}: must be non-empty")
+        encoding = self._backend.encode(text, add_special_tokens=not self._uses_template)
+        truncated = len(encoding) > self._config.max_tokens
+        if truncated:
+            encoding.truncate(self._config.max_tokens, direction="left")
+        has_types = "token_type_ids" in self._tokenizer.model_input_names and self._is_encoder
+        return TokenSequence(encoding.ids, encoding.type_ids if has_types else None, truncated)
+
     def prompts(self, contexts: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids after which a policy writes its response, whole: nothing is cut.
 

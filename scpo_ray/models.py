@@ -28,6 +28,8 @@ from scpo_ray.errors import ModelError
 from scpo_ray.formatting import pad_token_id
 
 _HEAD_NAMES = ("score", "classifier")
+ADAPTER = "adapter"
+"""Folder beside a reward model's weights: what LoRA learned alone, in PEFT's format."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|> ' + message['content'] + ' <|end|> ' }}{% endfor %}"

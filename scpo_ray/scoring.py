@@ -12,7 +12,7 @@ from scpo_ray import models
 from scpo_ray.config import FormatConfig
 from scpo_ray.core.batching import token_budget_batches
 from scpo_ray.errors import ModelError
-from scpo_ray.formatting import Formatter
+from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.records import Message
 from scpo_ray.scoring_cost import ScoringCost
 
@@ -55,11 +55,18 @@ class RewardScorer:
         self._model.train(dropout)
         models.keep_head_float32(self._model)
         self._folder = folder
-        self._formatter = Formatter(loaded.tokenizer, format_config)
+        self.formatter = Formatter(loaded.tokenizer, format_config)
         self._tokens_per_batch = tokens_per_batch
         self._bfloat16 = models.uses_bfloat16(precision, self._device)
 
     @torch.inference_mode()
+    def forward(self, sequences: Sequence[TokenSequence]) -> Float32[np.ndarray, " sequences"]:
+        """Rewards of one batch, one forward pass."""
+        inputs = self.formatter.pad(sequences)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+            logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
+        return logits.float().squeeze(-1).cpu().numpy()
+
     def score(self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Scores:
         """Rewards for each (context, response).
 
@@ -67,21 +74,26 @@ class RewardScorer:
             DataError: a context or response is empty.
             ModelError: a reward is not finite.
         """
-        sequences = self._formatter.format(contexts, responses)
+        sequences = self.formatter.format(contexts, responses)
         lengths = [len(sequence.input_ids) for sequence in sequences]
         rewards = np.empty(len(sequences), dtype=np.float32)
         cost = ScoringCost(num_responses=len(sequences), num_tokens=sum(lengths))
         for batch in token_budget_batches(lengths, tokens_per_batch=self._tokens_per_batch):
-            inputs = self._formatter.pad([sequences[index] for index in batch])
+            rewards[batch] = self.forward([sequences[index] for index in batch])
             cost.num_forward_passes += 1
-            cost.num_padded_tokens += inputs["input_ids"].numel()
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-                logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
-            rewards[batch] = logits.float().squeeze(-1).cpu().numpy()
+            cost.num_padded_tokens += len(batch) * max(lengths[index] for index in batch)
+        self.check_finite(rewards, responses)
+        return Scores(rewards, lengths, [sequence.truncated for sequence in sequences], cost)
+
+    def check_finite(self, rewards: Float32[np.ndarray, " responses"], responses: Sequence[str]) -> None:
+        """Refuse rewards that mean nothing.
+
+        Raises:
+            ModelError: one of them is not finite.
+        """
         if not np.isfinite(rewards).all():
             index = int(np.argmin(np.isfinite(rewards)))
             raise ModelError(
                 f"{self._folder}: reward {rewards[index]} for response {responses[index][:60]!r}; the checkpoint is "
                 "damaged or overflows in this precision (try score.precision float32)"
             )
-        return Scores(rewards, lengths, [sequence.truncated for sequence in sequences], cost)

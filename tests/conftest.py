@@ -1,5 +1,6 @@
 """One Ray cluster for the whole session, and the small things that many tests start from."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ def ray_cluster():
 
     from scpo_ray.runtime import connect
 
+    # Read by the processes of the cluster: what an operator sets before `ray start` (docs/serving.md).
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "scpo_ray.serving.proxy:middlewares"
     connect()
     yield ray
     ray.shutdown()

@@ -16,12 +16,14 @@ from scpo_ray.evaluation.matrices import TRANSFER, community_structure, transfer
 from scpo_ray.evaluation.measures import DIAGNOSTICS, METRICS, Measurer, diagnostics, longer_wins
 from scpo_ray.evaluation.opinions import OPINIONS, opinion_rows, option_ids
 from scpo_ray.evaluation.pairs import PairSet, pooled, response_lengths
+from scpo_ray.evaluation.scales import SCALES, scale_row
 from scpo_ray.records import ALL_COMMUNITIES, EVALUATION, OPTION_SHARES, ModelName
 from scpo_ray.runtime import connect, progress_bar
 from scpo_ray.stages import recipes
 from scpo_ray.stages.scoring_job import ModelToScore, score_models
 from scpo_ray.stages.train import load_trained
 
+_TEMPERATURE_RESAMPLES = 200
 _PAIR_COLUMNS = ["pair_id", "community", "annotator_id", "prompt_group", "chosen_id", "rejected_id"]
 
 
@@ -147,9 +149,22 @@ def write_tables(draft: Draft, config: Config, inputs: Inputs, scores: Mapping[M
         ("comparisons", comparisons, COMPARISONS),
         ("transfer", transfer, TRANSFER),
         ("distances", distances, DISTANCES),
+        ("scales", _scale_rows(config, inputs, main), SCALES),
     ):
         draft.write_table(f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
     draft.write_table("rewards.parquet", pa.concat_tables(_reward_tables(config, inputs, scores)))
+
+
+def _scale_rows(config: Config, inputs: Inputs, models: Mapping[str, pa.Table]) -> list[dict]:
+    """What a service compares communities by: every main model, and the global model for the majority."""
+    majority = sorted(pc.unique(inputs.majority.table["community"]).to_pylist())
+    wanted = [("global", community, inputs.global_scores) for community in majority if community not in models]
+    wanted += [(config.select.strategy, community, scores) for community, scores in models.items()]
+    return [
+        scale_row(arm, inputs.validation[community], scores, num_resamples=_TEMPERATURE_RESAMPLES, seed=config.seed)
+        for arm, community, scores in wanted
+        if community in inputs.validation
+    ]
 
 
 class _Results:

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import deepspeed
 import torch
@@ -20,6 +20,9 @@ from scpo_ray.config import LoraConfig
 from scpo_ray.errors import ScpoError, StorageError
 from scpo_ray.models import uses_bfloat16
 from scpo_ray.training.step import parameter_groups
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class EngineSettings(Protocol):
@@ -135,9 +138,15 @@ def gather_state(engine: DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
     }
 
 
-def merge_adapters(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A plain model with `state`'s weights, adapters folded in. `model` is what `with_adapters` returned, on CPU."""
+def merge_adapters(model: "PeftModel", state: dict[str, torch.Tensor], *, keep: Path) -> PreTrainedModel:
+    """A plain model with `state`'s weights, adapters folded in, and the adapters with the reward head in the folder `keep`.
+
+    Args:
+        model: what `with_adapters` returned, on CPU.
+    """
     model.load_state_dict(state)
+    model.peft_config["default"].base_model_name_or_path = "the run's global reward model"  # not a path of this machine
+    model.save_pretrained(str(keep), save_embedding_layers=False)
     return model.merge_and_unload()
 
 

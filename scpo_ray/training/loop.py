@@ -11,7 +11,6 @@ from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel
 
 from scpo_ray import model_files, models
 from scpo_ray.artifacts import RunDirectory, storage_errors
@@ -351,7 +350,7 @@ def _write_artifact(trainer: Trainer, checkpoints: Checkpoints, bases: BaseModel
             best = checkpoints.best()
             kept_step, kept_state = best if best is not None else (trainer.step, state)
             summary = _summarize(trainer, kept_step)
-            _save(trainer, _final_model(trainer, kept_state, bases), kept_state, summary)
+            _save(trainer, kept_state, summary, bases)
             checkpoints.remove()
     return summary
 
@@ -370,18 +369,18 @@ def _summarize(trainer: Trainer, kept_step: int) -> TrainingSummary:
     )
 
 
-def _final_model(trainer: Trainer, state: dict[str, torch.Tensor], bases: BaseModels) -> PreTrainedModel:
-    """The model whose weights are `state`: the trained one, or with LoRA a fresh base with the adapters folded in."""
-    if not trainer.config.lora.enabled:
-        return trainer.model
-    base = bases.get(trainer.task.start, trainer.config.attention).model
-    return engines.merge_adapters(engines.with_adapters(base, trainer.config.lora), state)
-
-
-def _save(trainer: Trainer, model: PreTrainedModel, state: dict[str, torch.Tensor], summary: TrainingSummary) -> None:
+def _save(trainer: Trainer, state: dict[str, torch.Tensor], summary: TrainingSummary, bases: BaseModels) -> None:
+    """The weights `state`; with LoRA folded into a fresh base, and by themselves in `adapter`, as services share a base."""
     task = trainer.task
     with task.recipe.making(RunDirectory(task.run_address)) as draft:
-        models.save(model, trainer.tokenizer, draft.folder, state=None if task.config.lora.enabled else state)
+        if task.config.lora.enabled:
+            base = bases.get(task.start, task.config.attention).model
+            adapted = engines.with_adapters(base, task.config.lora)
+            model = engines.merge_adapters(adapted, state, keep=draft.folder / models.ADAPTER)
+            models.save(model, trainer.tokenizer, draft.folder)
+        else:
+            model = trainer.model
+            models.save(model, trainer.tokenizer, draft.folder, state=state)
         draft.write_json("metrics.json", asdict(summary))
         description = models.describe(model)
         (draft.folder / "README.md").write_text(model_card(task.card, description, summary))

@@ -1,0 +1,98 @@
+"""Settings of the reward service: what it serves, how much it takes on, who may ask."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from scpo_ray.config.scoring import FormatConfig
+from scpo_ray.config.section import Address, Section
+from scpo_ray.errors import ConfigError
+
+
+class ServeConfig(Section):
+    """One service: a run's reward models, or models from elsewhere. Replicas, CPUs and GPUs are Ray Serve's to say
+    (serve/reward.yaml)."""
+
+    run_dir: Address | None = None
+    """A finished run: its reward models, its global model for the majority, its formatting, scales and temperatures."""
+
+    models: dict[str, Address] = Field(default_factory=dict)
+    """Community -> reward model from elsewhere (folder, hub name, `package:` address), beside the run's or instead of them.
+    They have raw rewards alone: there are no validation pairs to calibrate them by."""
+
+    format: FormatConfig | None = None
+    """How texts become tokens for `models`; a run's own models are read as they were trained."""
+
+    communities: Annotated[tuple[str, ...] | None, Field(min_length=1)] = None
+    """Whom to serve; everyone when unset."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """float32 gives the scores of training time; bfloat16 is faster where the hardware multiplies it natively."""
+
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads per replica; unset: Ray's CPUs for the replica, at least 1."""
+
+    tokens_per_batch: int = Field(default=4096, ge=64)
+    """Padded tokens of one forward pass, over requests and communities; more is faster on GPUs and slower to answer."""
+
+    max_loaded_models: int = Field(default=4, ge=1)
+    """Full models that a replica keeps in memory, least recently used out first. Adapters on a shared base do not count."""
+
+    max_cached_rewards: int = Field(default=100_000, ge=0)
+    """Rewards of (context, response, model) that a replica remembers."""
+
+    max_queued: int = Field(default=4096, ge=1)
+    """Responses times models that wait in a replica; beyond, requests get 429 with Retry-After."""
+
+    max_body_bytes: int = Field(default=2_000_000, ge=1024)
+    max_responses: int = Field(default=256, ge=1)
+    """Responses per request (queries, for trainers)."""
+
+    max_text_chars: int = Field(default=65_536, ge=1)
+    """Of one message or response, characters."""
+
+    max_messages: int = Field(default=128, ge=1)
+    deadline_s: float = Field(default=60.0, gt=0)
+    """A request that is not answered by then gets 503; callers may ask for less in `X-Deadline-S`."""
+
+    body_timeout_s: float = Field(default=10.0, gt=0)
+    """A request whose body has not come by then gets 408."""
+
+    authentication: Literal["bearer", "off"] = "bearer"
+    """bearer: every call but the page, the docs and the health checks needs a token. off: whoever reaches the port may ask."""
+
+    tokens_file: str | None = None
+    """File with one bearer token per line, 16 characters at least; `#` starts a comment. It is read again when it changes."""
+
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of other origins that may call; none by default."""
+
+    log_texts: bool = False
+    """Write prompts and responses of failed requests to the log."""
+
+    @model_validator(mode="after")
+    def _serves_something_to_someone(self) -> "ServeConfig":
+        if self.run_dir is None and not self.models:
+            raise ValueError("nothing to serve: give run_dir=FOLDER of a finished run, or models")
+        if self.authentication == "bearer" and self.tokens_file is None:
+            raise ValueError(
+                "tokens_file is unset: name a file with one token per line (for example `openssl rand -hex 32 > tokens.txt`), "
+                "or allow everyone with authentication=off"
+            )
+        return self
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, object]) -> "ServeConfig":
+        """Settings as `serve run` (text) and a deployment's YAML give them.
+
+        Raises:
+            ConfigError: one is unknown or not legal; one line.
+        """
+        try:
+            return cls.model_validate(dict(arguments))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"])) or "serve"
+            known = f"; settings are {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
+            raise ConfigError(f"{place}: {first['msg'].removeprefix('Value error, ')}{known}") from None

@@ -1,0 +1,206 @@
+"""Many communities on one base in memory: every row of a batch goes through its own low-rank adapters and reward head.
+
+A batch that mixes communities is one forward pass: per adapted layer two small batched products are added to the base's,
+y = W x + B_c A_c x, with c the row's community.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from scpo_ray.config import FormatConfig
+from scpo_ray.errors import ModelError
+from scpo_ray.formatting import TokenSequence
+from scpo_ray.scoring import RewardScorer
+
+_PREFIX = "base_model.model."
+
+
+@dataclass
+class Selection:
+    """Which adapter each row of the batch in progress takes; all layers of a bank look here."""
+
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What LoRA learned: low-rank updates by layer, scaling folded in, and layers that were trained whole."""
+
+    updates: dict[str, tuple[Tensor, Tensor]] = field(repr=False)
+    """Layer -> (A [rank, inputs], B [outputs, rank])."""
+    replaced: dict[str, dict[str, Tensor]] = field(repr=False)
+    """Layer -> weight [outputs, inputs] and, where it has one, bias [outputs]."""
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """An adapter in PEFT's format.
+
+    Raises:
+        ModelError: it is not there or damaged, or of a kind that cannot share a batch (DoRA and the like).
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            tensors = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{folder}: not a readable adapter ({str(error).splitlines()[0][:160]})") from error
+    if (
+        config.get("peft_type") != "LORA"
+        or config.get("use_dora")
+        or config.get("rank_pattern")
+        or config.get("alpha_pattern")
+    ):
+        raise ModelError(f"{folder}: only plain LoRA adapters can share a base; serve the merged model instead")
+    rank = config["r"]
+    scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    updates: dict[str, tuple[Tensor, Tensor]] = {}
+    replaced: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if layer.endswith(".lora_A"):
+            layer = layer.removesuffix(".lora_A")
+            updates[layer] = (tensor, tensors[f"{layer}.lora_B.weight"] * scaling)
+        elif not layer.endswith(".lora_B"):
+            replaced.setdefault(layer, {})[part] = tensor
+    return Adapter(updates, replaced)
+
+
+class BankedUpdate(nn.Module):
+    """A linear layer with one low-rank update per community.
+
+    Args:
+        base: the shared layer.
+        downs: A of every community, [communities, rank, inputs].
+        ups: B of every community, [communities, outputs, rank].
+    """
+
+    downs: Tensor
+    ups: Tensor
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        downs: Float[Tensor, "communities rank inputs"],
+        ups: Float[Tensor, "communities outputs rank"],
+        selection: Selection,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self._selection = selection
+        self.register_buffer("downs", downs, persistent=False)
+        self.register_buffer("ups", ups, persistent=False)
+
+    def forward(self, inputs: Float[Tensor, "rows *length inputs"]) -> Float[Tensor, "rows *length outputs"]:
+        """The base's output and each row's own update."""
+        rows = self._selection.rows
+        assert rows is not None
+        states = inputs if inputs.dim() == 3 else inputs.unsqueeze(1)
+        update = (states @ self.downs[rows].mT) @ self.ups[rows].mT
+        return self.base(inputs) + update.view(*inputs.shape[:-1], -1)
+
+
+class BankedLinear(nn.Module):
+    """A linear layer that every community has its own of, as a reward head; in float32."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "communities outputs inputs"],
+        bias: Float[Tensor, "communities outputs"],
+        selection: Selection,
+    ) -> None:
+        super().__init__()
+        self._selection = selection
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, inputs: Float[Tensor, "rows *length inputs"]) -> Float[Tensor, "rows *length outputs"]:
+        """Each row under its own weights."""
+        rows = self._selection.rows
+        assert rows is not None
+        with torch.autocast(inputs.device.type, enabled=False):
+            states = (inputs if inputs.dim() == 3 else inputs.unsqueeze(1)).float()
+            found = states @ self.weight[rows].mT + self.bias[rows].unsqueeze(1)
+        return found.view(*inputs.shape[:-1], -1)
+
+
+class AdapterScorer(RewardScorer):
+    """One base with the adapters of many communities; otherwise as RewardScorer.
+
+    Args:
+        folder: the base, transformers format.
+        adapters: community -> folder of its adapter; None: the base as it is.
+
+    Raises:
+        ModelError: an adapter cannot be read, or does not fit the base.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        adapters: Mapping[str, Path | None],
+        *,
+        format_config: FormatConfig,
+        tokens_per_batch: int,
+        precision: str,
+        device: str | None = None,
+    ) -> None:
+        super().__init__(
+            folder, format_config=format_config, tokens_per_batch=tokens_per_batch, precision=precision, device=device
+        )
+        self._index = {community: index for index, community in enumerate(adapters)}
+        self._selection = Selection()
+        self._fit(folder, [Adapter({}, {}) if path is None else read_adapter(path) for path in adapters.values()])
+
+    def forward_for(
+        self, sequences: Sequence[TokenSequence], communities: Sequence[str]
+    ) -> Float32[np.ndarray, " sequences"]:
+        """Rewards of one batch, each sequence under its own community."""
+        rows = [self._index[community] for community in communities]
+        self._selection.rows = torch.tensor(rows, device=self._device)
+        return self.forward(sequences)
+
+    def _fit(self, folder: Path, adapters: Sequence[Adapter]) -> None:
+        layers = dict(self._model.named_modules())
+        for name in sorted({name for adapter in adapters for name in (*adapter.updates, *adapter.replaced)}):
+            if not isinstance(layers.get(name), nn.Linear):
+                raise ModelError(f"{folder}: has no linear layer {name!r}, which an adapter changes; another base?")
+            layer = layers[name]
+            if any(name in adapter.replaced for adapter in adapters):
+                banked: nn.Module = _whole(layer, name, adapters, self._selection)
+            else:
+                banked = _updates(layer, name, adapters, self._selection)
+            parent, _, child = name.rpartition(".")
+            setattr(layers[parent], child, banked.to(self._device))
+
+
+def _updates(layer: nn.Linear, name: str, adapters: Sequence[Adapter], selection: Selection) -> BankedUpdate:
+    """All communities' updates of a layer; smaller ranks are filled up with zeros, a layer left alone has nothing else."""
+    rank = max(adapter.updates[name][0].shape[0] for adapter in adapters if name in adapter.updates)
+    downs = torch.zeros(len(adapters), rank, layer.in_features)
+    ups = torch.zeros(len(adapters), layer.out_features, rank)
+    for index, adapter in enumerate(adapters):
+        if name in adapter.updates:
+            down, up = adapter.updates[name]
+            downs[index, : len(down)], ups[index, :, : len(down)] = down, up
+    return BankedUpdate(layer, downs, ups, selection)
+
+
+def _whole(layer: nn.Linear, name: str, adapters: Sequence[Adapter], selection: Selection) -> BankedLinear:
+    """All communities' own copies of a layer, the base's where one has none."""
+    own = {"weight": layer.weight, "bias": torch.zeros(layer.out_features) if layer.bias is None else layer.bias}
+    found = {
+        part: torch.stack([adapter.replaced.get(name, {}).get(part, tensor) for adapter in adapters]).detach().float()
+        for part, tensor in own.items()
+    }
+    return BankedLinear(found["weight"], found["bias"], selection)

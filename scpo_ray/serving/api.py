@@ -1,0 +1,230 @@
+"""The endpoints: HTTP around `Service`. Every refusal is one JSON line, `{"error": ...}`."""
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import FastAPI, Request
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from scpo_ray.config.serving import ServeConfig
+from scpo_ray.errors import DataError, ModelError, ScpoError
+from scpo_ray.serving.batching import BusyError
+from scpo_ray.serving.gate import Gate
+from scpo_ray.serving.limits import check_question, check_texts
+from scpo_ray.serving.metrics import CONTENT_TYPE, Metrics
+from scpo_ray.serving.rewards import Text
+from scpo_ray.serving.schemas import (
+    CommunitiesResponse,
+    CompareRequest,
+    CompareResponse,
+    ErrorResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+from scpo_ray.serving.service import Service, UnknownCommunityError, on_scale
+from scpo_ray.serving.tokens import Tokens
+from scpo_ray.serving.trainers import (
+    EMPTY_REWARD,
+    ClassifyRequest,
+    ClassifyResponse,
+    Exchange,
+    OpenRlhfRequest,
+    OpenRlhfResponse,
+    SlimeRequest,
+    classify_response,
+    openrlhf_response,
+)
+
+_HERE = Path(__file__).parent
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'"
+)
+_PAGE = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
+_REFUSALS: dict[int | str, dict[str, object]] = {
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in (
+        (400, "The body is no JSON, or a header no number."),
+        (401, "No known bearer token."),
+        (404, "No such community or path."),
+        (408, "The body came too slowly."),
+        (413, "The body is too large."),
+        (422, "A value is not one that can be answered."),
+        (429, "Too much waits; `Retry-After` says for how long."),
+        (503, "Not answered before the deadline, or the replica is going; `Retry-After` says when to try again."),
+    )
+}
+_STATUS: tuple[tuple[type[ScpoError], int], ...] = (
+    (UnknownCommunityError, 404),
+    (BusyError, 429),
+    (DataError, 422),
+    (ModelError, 500),
+)
+Community = Annotated[str, InPath(description="Whose reward model.", max_length=200)]
+
+
+def make_api(config: ServeConfig, service: Service, *, tokens: Tokens | None) -> FastAPI:
+    """The application, ready to be run by Ray Serve or any ASGI server.
+
+    Args:
+        tokens: None where authentication is off.
+    """
+    metrics = Metrics()
+    metrics.watch(service.rewards)
+    api = FastAPIOffline(
+        title="scpo_ray rewards",
+        version=version("scpo_ray"),
+        description="What would people of different communities think of this answer?",
+        responses=_REFUSALS,
+        redoc_url=None,
+    )
+    _add_questions(api, config, service)
+    _add_trainers(api, config, service)
+    _add_operations(api, metrics)
+    _add_page(api)
+    _add_errors(api)
+    api.add_middleware(Gate, config=config, tokens=tokens, metrics=metrics)
+    if config.cors_origins:  # around the gate: a browser asks whether it may ask before it shows its token
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return api
+
+
+def _add_questions(api: FastAPI, config: ServeConfig, service: Service) -> None:
+    @api.post("/v1/score")
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        """Rewards of one or many responses, under one, several or all communities' models."""
+        check_question(request, config)
+        check_texts("responses", request.texts, config)
+        return await service.score(request)
+
+    @api.post("/v1/compare")
+    async def compare(request: CompareRequest) -> CompareResponse:
+        """P(A beats B) in every community, and how far they are apart."""
+        check_question(request, config)
+        check_texts("response_a, response_b", [request.response_a, request.response_b], config)
+        return await service.compare(request)
+
+    @api.get("/v1/communities")
+    async def communities() -> CommunitiesResponse:
+        """Everyone who is served, with what is known of their models."""
+        return service.communities()
+
+
+def _add_trainers(api: FastAPI, config: ServeConfig, service: Service) -> None:
+    async def rewarded(community: str, exchanges: Sequence[Exchange]) -> tuple[list[float], list[bool]]:
+        """Rewards on the best scale that the model has, and what was cut; responses without text are asked of nobody."""
+        model = service.model_of(community)
+        check_texts("responses", [exchange.response for exchange in exchanges], config)
+        texts = [Text(exchange.context, exchange.response) for exchange in exchanges if not exchange.is_empty]
+        found = iter((await service.rewards.of([model], texts))[0])
+        rewards, truncated = [], []
+        for exchange in exchanges:
+            reward = None if exchange.is_empty else next(found)
+            rewards.append(EMPTY_REWARD if reward is None else on_scale(reward, model.scale))
+            truncated.append(reward is not None and reward.truncated)
+        return rewards, truncated
+
+    @api.post("/v1/rewards/{community}/openrlhf", tags=["trainers"])
+    async def openrlhf(community: Community, request: OpenRlhfRequest) -> OpenRlhfResponse:
+        """For OpenRLHF's `--reward.remote_url` (`--remote_rm_url`)."""
+        rewards, truncated = await rewarded(community, request.exchanges)
+        return openrlhf_response(
+            rewards, is_empty=[exchange.is_empty for exchange in request.exchanges], truncated=truncated
+        )
+
+    @api.post("/v1/rewards/{community}/slime", tags=["trainers"])
+    async def slime(community: Community, request: SlimeRequest) -> float:
+        """For slime's `--rm-url`."""
+        rewards, _ = await rewarded(community, [request.exchange])
+        return rewards[0]
+
+    @api.post("/classify", tags=["trainers"])
+    async def classify(request: ClassifyRequest) -> ClassifyResponse:
+        """vLLM's classification endpoint, as verl calls it: raw rewards of texts that have the model's own template."""
+        model = service.model_of(request.model)
+        check_texts("input", request.input, config)
+        for place, text in enumerate(request.input):
+            if not text.strip():
+                raise DataError(f"input {place}: is blank; give some text")
+        found = (await service.rewards.of([model], [Text((), text) for text in request.input]))[0]
+        return classify_response(
+            request,
+            [reward.value for reward in found],
+            identifier=f"classify-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            num_tokens=sum(reward.num_tokens for reward in found),
+        )
+
+
+def _add_operations(api: FastAPI, metrics: Metrics) -> None:
+    @api.get("/healthz", tags=["operations"])
+    async def healthz() -> dict[str, str]:
+        """The replica lives."""
+        return {"status": "alive"}
+
+    @api.get("/readyz", tags=["operations"])
+    async def readyz() -> dict[str, str]:
+        """The replica has read its models: Ray Serve sends it nothing before."""
+        return {"status": "ready"}
+
+    @api.get("/metrics", tags=["operations"], response_class=Response)
+    async def prometheus() -> Response:
+        """This replica's metrics, in Prometheus' text format."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_page(api: FastAPI) -> None:
+    for name, media_type in _PAGE.items():
+        content = (_HERE / name).read_bytes()
+        path = "/" if name == "page.html" else f"/{name}"
+        api.add_api_route(path, _file(content, media_type), include_in_schema=False, response_class=Response)
+
+
+def _file(content: bytes, media_type: str) -> Callable[[], Awaitable[Response]]:
+    headers = {
+        "Content-Security-Policy": _POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+
+    async def serve() -> Response:
+        return Response(content, media_type=media_type, headers=headers)
+
+    return serve
+
+
+def _add_errors(api: FastAPI) -> None:
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"error": first_error(error)}, status_code=422)
+
+    @api.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, status_code=error.status_code, headers=error.headers)
+
+    @api.exception_handler(ScpoError)
+    async def known(_: Request, error: ScpoError) -> JSONResponse:
+        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else None
+        return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
+
+
+def first_error(error: RequestValidationError) -> str:
+    """Where and what, in one line; of a union's branches the one that understood most."""
+    found = max(error.errors(), key=lambda one: (one["type"] == "value_error", len(one["loc"])))
+    place = ".".join(str(part) for part in found["loc"] if part != "body" and "[" not in str(part)) or "body"
+    line = f"{place}: {found['msg'].removeprefix('Value error, ')}"
+    return line.encode("ascii", "backslashreplace").decode()[:300]

@@ -1,0 +1,159 @@
+"""Forward passes shared by whoever asks at the same time: dynamic batches by token budget, over requests and communities.
+
+While one batch is computed, what comes in waits; the next batch is built around whoever has waited longest, of sequences of
+similar length, so that little is padded and nobody starves. Batches never mix models, and mix communities freely where
+these share a base.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scpo_ray.errors import ScpoError
+from scpo_ray.formatting import TokenSequence
+from scpo_ray.scoring import RewardScorer
+from scpo_ray.serving.adapters import AdapterScorer
+
+
+class BusyError(ScpoError):
+    """More waits than a replica takes on."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(eq=False)
+class Item:
+    """A sequence to score, and who waits for it."""
+
+    scorer: RewardScorer
+    community: str
+    sequence: TokenSequence
+    answer: "asyncio.Future[float]"
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return len(self.sequence.input_ids)
+
+
+@dataclass
+class Load:
+    """What a batcher has done so far."""
+
+    num_batches: int = 0
+    num_sequences: int = 0
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Batcher:
+    """A queue before one computing thread. Use it from one event loop.
+
+    Args:
+        tokens_per_batch: padded tokens of one forward pass; a longer sequence goes alone.
+        max_queued: sequences that may wait.
+    """
+
+    tokens_per_batch: int
+    max_queued: int
+    load: Load = field(default_factory=Load)
+    _queue: dict[RewardScorer, list[Item]] = field(default_factory=dict)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="forward"))
+    _running: "asyncio.Task[None] | None" = None
+
+    @property
+    def num_queued(self) -> int:
+        """Sequences that wait."""
+        return sum(map(len, self._queue.values()))
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds after which most of what waits will have been computed, 1 to 60."""
+        rate = self.load.num_sequences / self.load.seconds if self.load.seconds else 1.0
+        return int(min(60, max(1, round(self.num_queued / max(rate, 1e-3)))))
+
+    def submit(self, wanted: "Sequence[tuple[RewardScorer, str, TokenSequence]]") -> "list[asyncio.Future[float]]":
+        """Queue (scorer, community, sequence)s; their rewards, in order. Cancelled futures are not computed.
+
+        Raises:
+            BusyError: too much waits already; nothing is queued.
+        """
+        waiting = self.num_queued
+        if waiting and waiting + len(wanted) > self.max_queued:
+            raise BusyError(
+                f"busy: {waiting} responses wait and {self.max_queued} may; try again in {self.retry_after_s} s",
+                self.retry_after_s,
+            )
+        loop = asyncio.get_running_loop()
+        items = [Item(scorer, community, sequence, loop.create_future()) for scorer, community, sequence in wanted]
+        for item in items:
+            self._queue.setdefault(item.scorer, []).append(item)
+        if items and (self._running is None or self._running.done()):
+            self._running = loop.create_task(self._run())
+        return [item.answer for item in items]
+
+    async def _run(self) -> None:
+        """Batch after batch, until nothing waits."""
+        loop = asyncio.get_running_loop()
+        while batch := self._next():
+            start = time.perf_counter()
+            future = loop.run_in_executor(self._thread, _forward, batch)
+            await asyncio.wait([future])
+            self._note(batch, time.perf_counter() - start)
+            error = future.exception()
+            for place, item in enumerate(batch):
+                if item.answer.done():  # cancelled meanwhile
+                    continue
+                if error is not None:
+                    item.answer.set_exception(error)
+                else:
+                    item.answer.set_result(float(future.result()[place]))
+
+    def _next(self) -> list[Item]:
+        """The sequence that has waited longest, and others of its model by nearness in length, within the budget."""
+        for scorer in list(self._queue):
+            alive = [item for item in self._queue[scorer] if not item.answer.done()]
+            if not alive:
+                del self._queue[scorer]
+                continue
+            first = alive[0]
+            batch, longest = [first], first.length
+            for item in sorted(alive[1:], key=lambda item: abs(item.length - first.length)):
+                longest = max(longest, item.length)
+                if longest * (len(batch) + 1) > self.tokens_per_batch:
+                    break
+                batch.append(item)
+            chosen = set(map(id, batch))
+            rest = [item for item in alive if id(item) not in chosen]
+            del self._queue[scorer]
+            if rest:
+                self._queue[scorer] = rest  # behind the other models: they take turns
+            return batch
+        return []
+
+    def _note(self, batch: Sequence[Item], seconds: float) -> None:
+        lengths = [item.length for item in batch]
+        self.load.num_batches += 1
+        self.load.num_sequences += len(batch)
+        self.load.num_tokens += sum(lengths)
+        self.load.num_padded_tokens += max(lengths) * len(lengths)
+        self.load.seconds += seconds
+
+    def close(self) -> None:
+        """End the thread once its batch is done."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _forward(batch: Sequence[Item]) -> np.ndarray:
+    scorer, sequences = batch[0].scorer, [item.sequence for item in batch]
+    if isinstance(scorer, AdapterScorer):
+        return scorer.forward_for(sequences, [item.community for item in batch])
+    return scorer.forward(sequences)

@@ -1,0 +1,165 @@
+"""Rewards of (model, text), each computed once: from memory, from another request's batch, or in the next one."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from scpo_ray.config.serving import ServeConfig
+from scpo_ray.errors import ModelError
+from scpo_ray.formatting import TokenSequence
+from scpo_ray.records import Message
+from scpo_ray.scoring import RewardScorer
+from scpo_ray.serving.batching import Batcher
+from scpo_ray.serving.cache import Reward, RewardCache, reward_key, text_key
+from scpo_ray.serving.catalog import ServedModel
+
+
+@dataclass(frozen=True)
+class Text:
+    """A response in its context; without a context, a text that has the model's own template in it already."""
+
+    context: Sequence[Message]
+    response: str
+
+
+@dataclass(eq=False)
+class Pending:
+    """A reward on its way, and how many requests wait for it."""
+
+    future: "asyncio.Future[float]"
+    sequence: TokenSequence
+    num_waiting: int = 1
+
+    @property
+    def reward(self) -> Reward:
+        """Once it is there.
+
+        Raises:
+            ScpoError: what kept the model from giving it.
+        """
+        return Reward(self.future.result(), self.sequence.truncated, len(self.sequence.input_ids))
+
+
+class Rewards:
+    """Use it from one event loop.
+
+    Args:
+        load: the scorer of a catalog key; it bounds what is in memory.
+    """
+
+    def __init__(self, config: ServeConfig, load: Callable[[str], Awaitable[RewardScorer]]) -> None:
+        self.batcher = Batcher(config.tokens_per_batch, config.max_queued)
+        self.cache = RewardCache(config.max_cached_rewards)
+        self._load = load
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._pending: dict[bytes, Pending] = {}
+
+    async def of(self, models: Sequence[ServedModel], texts: Sequence[Text]) -> list[list[Reward]]:
+        """Every model's rewards of all texts.
+
+        Raises:
+            BusyError: too much waits; nothing of this is queued.
+            DataError: a model's chat template refuses a context.
+            ModelError: a model cannot be loaded, or gives no number.
+        """
+        text_keys = [text_key(text.context, text.response) for text in texts]
+        keys = [[reward_key(model.content_hash, key) for key in text_keys] for model in models]
+        found: dict[bytes, Reward] = {}
+        awaited: dict[bytes, Pending] = {}
+        try:
+            self._take(keys, found, awaited)
+            prepared = await self._prepared(
+                models, texts, [[key in found or key in awaited for key in row] for row in keys]
+            )
+            self._take(keys, found, awaited)  # what others have begun while we tokenised
+            self._queue(models, keys, {*found, *awaited}, prepared, awaited)
+            if awaited:
+                await asyncio.wait([one.future for one in awaited.values()])
+            found |= {key: one.reward for key, one in awaited.items()}
+        finally:
+            _leave(awaited.values())
+        rewards = [[found[key] for key in row] for row in keys]
+        for model, row in zip(models, rewards, strict=True):
+            _check_finite(model, row)
+        return rewards
+
+    def _take(self, keys: Sequence[Sequence[bytes]], found: dict[bytes, Reward], awaited: dict[bytes, Pending]) -> None:
+        """What is remembered, and what is on its way for somebody else."""
+        for key in (key for row in keys for key in row if key not in found and key not in awaited):
+            if (known := self.cache.get(key)) is not None:
+                found[key] = known
+            elif (one := self._pending.get(key)) is not None and not one.future.cancelled():
+                awaited[key] = one
+                one.num_waiting += 1
+
+    async def _prepared(
+        self, models: Sequence[ServedModel], texts: Sequence[Text], is_known: Sequence[Sequence[bool]]
+    ) -> dict[int, tuple[RewardScorer, list[TokenSequence]]]:
+        """Scorer and tokens for every model that has something to compute; one tokenisation per base."""
+        tokens: dict[str, list[TokenSequence]] = {}
+        prepared = {}
+        for index, model in enumerate(models):
+            if all(is_known[index]):
+                continue
+            scorer = await self._load(model.key)
+            if model.key not in tokens:
+                loop = asyncio.get_running_loop()
+                tokens[model.key] = await loop.run_in_executor(self._tokenizing, _tokens, scorer, texts)
+            prepared[index] = (scorer, tokens[model.key])
+        return prepared
+
+    def _queue(
+        self,
+        models: Sequence[ServedModel],
+        keys: Sequence[Sequence[bytes]],
+        taken: set[bytes],
+        prepared: dict[int, tuple[RewardScorer, list[TokenSequence]]],
+        awaited: dict[bytes, Pending],
+    ) -> None:
+        """The rest is computed for this request; a text that it has twice, once."""
+        fresh: dict[bytes, tuple[RewardScorer, str, TokenSequence]] = {}
+        for index, model in enumerate(models):
+            for place, key in enumerate(keys[index]):
+                if key not in taken and key not in fresh:
+                    scorer, sequences = prepared[index]
+                    fresh[key] = (scorer, model.community, sequences[place])
+        futures = self.batcher.submit(list(fresh.values()))
+        for (key, (_, _, sequence)), future in zip(fresh.items(), futures, strict=True):
+            one = self._pending[key] = awaited[key] = Pending(future, sequence)
+            future.add_done_callback(lambda _, key=key, one=one: self._finish(key, one))
+
+    def _finish(self, key: bytes, one: Pending) -> None:
+        if self._pending.get(key) is one:
+            del self._pending[key]
+        future = one.future
+        if not future.cancelled() and future.exception() is None and math.isfinite(future.result()):
+            self.cache.put(key, one.reward)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.batcher.close()
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+
+
+def _tokens(scorer: RewardScorer, texts: Sequence[Text]) -> list[TokenSequence]:
+    if all(text.context for text in texts):
+        return scorer.formatter.format([text.context for text in texts], [text.response for text in texts])
+    return [scorer.formatter.whole(text.response) for text in texts]
+
+
+def _leave(pending: Iterable[Pending]) -> None:
+    """What nobody waits for any longer is not computed."""
+    for one in pending:
+        one.num_waiting -= 1
+        if one.num_waiting == 0 and not one.future.done():
+            one.future.cancel()
+
+
+def _check_finite(model: ServedModel, rewards: Sequence[Reward]) -> None:
+    for reward in rewards:
+        if not math.isfinite(reward.value):
+            raise ModelError(
+                f"{model.community}: a reward is {reward.value}; its model is damaged, take it out of service"
+            )

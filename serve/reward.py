@@ -1,0 +1,21 @@
+"""Every community's reward model behind one endpoint.
+
+serve run serve.reward:app run_dir=runs/demo tokens_file=tokens.txt
+"""
+
+import os
+
+from ray.serve import Application
+
+from scpo_ray.config.serving import ServeConfig
+
+# Read by the proxies of a cluster that `serve run` starts; on others it is set before `ray start` (docs/serving.md).
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "scpo_ray.serving.proxy:middlewares")
+
+
+def app(settings: dict[str, str]) -> Application:
+    """Built by `serve run` and `serve deploy` from `args`."""
+    config = ServeConfig.from_arguments(settings)
+    from scpo_ray.serving.deployment import application  # deferred: a bad setting fails in milliseconds
+
+    return application(config)
