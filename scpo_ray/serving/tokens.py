@@ -36,7 +36,8 @@ class Tokens:
         which is all that some trainers can send. Every known token is compared, found or not."""
         self._refresh()
         given = hashlib.sha256(_token_of(authorization or "").encode()).digest()
-        return any([hmac.compare_digest(given, digest) for digest in self._digests])
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return any(matches)
 
     def _refresh(self) -> None:
         if time.monotonic() - self._checked < _CHECK_EVERY_S:
