@@ -40,6 +40,7 @@ def application(config: ServeConfig, *, num_replicas: int = 1, num_cpus: float =
         name="rewards",
         num_replicas=num_replicas,
         ray_actor_options={"num_cpus": num_cpus},
+        max_surge_percent=100,  # a new run's replicas are there before the old one's go
         max_ongoing_requests=512,  # the batcher wants to see all of them; max_queued bounds the work
     )
     return deployment.bind(config, catalog.digest)
