@@ -7,7 +7,7 @@ import os
 
 from ray.serve import Application
 
-from scpo_ray.config.serving import ServeConfig
+from scpo_ray.serving.settings import settings_of
 
 # Read by the proxies of a cluster that `serve run` starts; on others it is set before `ray start` (docs/serving.md).
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "scpo_ray.serving.proxy:middlewares")
@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "scpo_ray.ser
 
 def app(settings: dict[str, str]) -> Application:
     """Built by `serve run` and `serve deploy` from `args`."""
-    config = ServeConfig.from_arguments(settings)
+    config = settings_of(settings)
     from scpo_ray.serving.deployment import application  # deferred: a bad setting fails in milliseconds
 
     return application(config)

@@ -1,13 +1,11 @@
 """Settings of the reward service: what it serves, how much it takes on, who may ask."""
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from scpo_ray.config.scoring import FormatConfig
 from scpo_ray.config.section import Address, Section
-from scpo_ray.errors import ConfigError
 
 
 class ServeConfig(Section):
@@ -81,18 +79,3 @@ class ServeConfig(Section):
                 "or allow everyone with authentication=off"
             )
         return self
-
-    @classmethod
-    def from_arguments(cls, arguments: Mapping[str, object]) -> "ServeConfig":
-        """Settings as `serve run` (text) and a deployment's YAML give them.
-
-        Raises:
-            ConfigError: one is unknown or not legal; one line.
-        """
-        try:
-            return cls.model_validate(dict(arguments))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"])) or "serve"
-            known = f"; settings are {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
-            raise ConfigError(f"{place}: {first['msg'].removeprefix('Value error, ')}{known}") from None

@@ -10,7 +10,7 @@ import pytest
 
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config
-from scpo_ray.config.serving import ServeConfig
+from scpo_ray.serving.settings import settings_of
 from tests.conftest import TINY
 
 TOKEN = "a-token-that-only-the-tests-know"
@@ -57,7 +57,7 @@ def deploy(ray_cluster, tokens_file) -> Iterator[Callable[..., str]]:
 
     def start(name: str, *, num_replicas: int = 1, **settings: object) -> str:
         settings = {"tokens_file": str(tokens_file), "threads": 1} | settings
-        made = application(ServeConfig.from_arguments(settings), num_replicas=num_replicas, num_cpus=0)
+        made = application(settings_of(settings), num_replicas=num_replicas, num_cpus=0)
         serve.run(made, name=name, route_prefix=f"/{name}")
         return f"http://127.0.0.1:{port}/{name}"
 
