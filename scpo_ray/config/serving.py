@@ -67,7 +67,7 @@ class ServeConfig(Section):
     """Web pages of other origins that may call; none by default."""
 
     log_texts: bool = False
-    """Write prompts and responses of failed requests to the log."""
+    """Write the bodies of refused and failed requests to the log (4 KB of each); otherwise no text ever goes there."""
 
     @model_validator(mode="after")
     def _serves_something_to_someone(self) -> "ServeConfig":

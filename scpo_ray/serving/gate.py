@@ -17,7 +17,8 @@ PUBLIC = ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/
 """Paths that show nothing of models or data: no token is asked for."""
 PUBLIC_FILES = "/static-offline-docs/"
 DEADLINE = "x-deadline-s"
-_LOGGER = logging.getLogger("scpo_ray.serving")
+_MAX_LOGGED = 4096
+_LOGGER = logging.getLogger("ray.serve")
 
 
 class Refusal(Exception):
@@ -50,7 +51,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 500
+        start, status, texts = time.perf_counter(), 500, b""
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -58,13 +59,21 @@ class Gate:
                 status = message["status"]
             await send(message)
 
+        async def noted() -> Message:
+            nonlocal texts
+            message = await receive()
+            texts = (texts + message.get("body", b""))[:_MAX_LOGGED]
+            return message
+
         with self._metrics.in_progress.track_inprogress():
             try:
-                await self._pass(scope, receive, watched)
+                await self._pass(scope, noted if self._config.log_texts else receive, watched)
             except Refusal as refusal:
                 await refusal.response(scope, receive, watched)
             finally:
                 self._metrics.observe(scope, status, time.perf_counter() - start)
+                if status >= 400 and self._config.log_texts:
+                    _LOGGER.warning("%s %d: %r", scope["path"], status, texts)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -12,7 +12,7 @@ from scpo_ray.errors import ConfigError
 
 MIN_LENGTH = 16
 _CHECK_EVERY_S = 1.0
-_LOGGER = logging.getLogger("scpo_ray.serving")
+_LOGGER = logging.getLogger("ray.serve")
 
 
 class Tokens:

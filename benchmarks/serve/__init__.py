@@ -1,0 +1,1 @@
+"""The reward service under load; `python -m benchmarks.serve FOLDER`."""
