@@ -94,10 +94,15 @@ class Formatter:
         """
         if not text.strip():
             raise DataError(f"text {text[:40]!r}: must be non-empty")
-        encoding = self._backend.encode(text, add_special_tokens=not self._uses_template)
-        truncated = len(encoding) > self._config.max_tokens
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        room = self._config.max_tokens
+        if not self._uses_template:
+            room -= self._backend.num_special_tokens_to_add(is_pair=False)
+        truncated = len(encoding) > room
         if truncated:
-            encoding.truncate(self._config.max_tokens, direction="left")
+            encoding.truncate(room, direction="left")
+        if not self._uses_template:
+            encoding = self._backend.post_process(encoding)
         has_types = "token_type_ids" in self._tokenizer.model_input_names and self._is_encoder
         return TokenSequence(encoding.ids, encoding.type_ids if has_types else None, truncated)
 

@@ -51,6 +51,7 @@ def load(
     *,
     attention: str = "sdpa",
     new_head_seed: int | None = None,
+    safetensors_only: bool = False,
 ) -> RewardModel:
     """A reward model in float32, dropout off.
 
@@ -58,6 +59,7 @@ def load(
         folder: transformers format, encoder or decoder.
         attention: attention kernel, as transformers names it.
         new_head_seed: put a fresh head on a backbone that has none, drawn from this seed; refuse it when unset.
+        safetensors_only: refuse pickled weights. Remote code is never run.
 
     Raises:
         ModelError: the checkpoint has another number of labels, lacks a head or other weights, or cannot be read.
@@ -67,7 +69,13 @@ def load(
         try:
             tokenizer = load_tokenizer(folder)
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+                folder,
+                num_labels=1,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True if safetensors_only else None,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(
@@ -124,7 +132,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ModelError: there is none that can be read.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: no readable tokenizer ({str(error).splitlines()[0][:200]})") from error
 
@@ -267,7 +275,7 @@ def _forward_in_float32(forward):
 
 def _read_config(folder: Path):
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder}: not a transformers model ({str(error).splitlines()[0][:200]})") from error
 

@@ -37,6 +37,7 @@ class RewardScorer:
         precision: auto takes bfloat16 where the device multiplies it natively; the reward head stays float32.
         device: where to compute; the GPU where there is one when unset.
         dropout: leave dropout on, as the published evaluation did.
+        safetensors_only: refuse pickled weights.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class RewardScorer:
         precision: str = "auto",
         device: str | None = None,
         dropout: bool = False,
+        safetensors_only: bool = False,
     ) -> None:
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        loaded = models.load(folder)
+        loaded = models.load(folder, safetensors_only=safetensors_only)
         self._model = loaded.model.to(self._device)
         self._model.train(dropout)
         models.keep_head_float32(self._model)

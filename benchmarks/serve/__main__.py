@@ -39,7 +39,7 @@ def main(folder: str, rounds: str = "3") -> None:
     ceilings: list[float] = []
     memory: dict[str, float] = {}
     for each in range(int(rounds)):
-        ceilings.append(ceiling(place, seed=1000 + each))
+        ceilings.append(ceiling(place, seed=load_seed(each, 64)))
         print(f"ceiling {ceilings[-1]:.1f} requests/s", flush=True)
         with_plain(place, each, seen)
         for kind in ("adapters", "full"):
@@ -123,10 +123,15 @@ def load(label: str, url: str, communities: list[str], each: int, seen: dict[str
     """All numbers of callers, with texts that the service has not seen."""
     ask(url, requests(8, communities, seed=10_000 + each), concurrency=4)  # warm
     for callers in CALLERS:
-        bodies = requests(NUM_REQUESTS[callers], communities, seed=100 * each + callers)
+        bodies = requests(NUM_REQUESTS[callers], communities, seed=load_seed(each, callers))
         found = ask(url, bodies, concurrency=callers)
         seen[f"{label}, {callers} callers"].append(found)
         print(f"{label}, {callers} callers: {found}", flush=True)
+
+
+def load_seed(each: int, callers: int) -> int:
+    """Of a load's texts: the ceiling scores those of the largest."""
+    return 100 * each + callers
 
 
 def replica_memory() -> float:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from scpo_ray.config.scoring import FormatConfig
 from scpo_ray.config.section import Address, Section
@@ -44,13 +44,16 @@ class ServeConfig(Section):
     """Responses times models that wait in a replica; beyond, requests get 429 with Retry-After."""
 
     max_body_bytes: int = Field(default=2_000_000, ge=1024)
-    max_responses: int = Field(default=256, ge=1)
+    max_responses: int = Field(default=256, ge=1, le=1024)
     """Responses per request (queries, for trainers)."""
 
     max_text_chars: int = Field(default=65_536, ge=1)
     """Of one message or response, characters."""
 
-    max_messages: int = Field(default=128, ge=1)
+    max_messages: int = Field(default=128, ge=1, le=1024)
+    max_total_chars: int = Field(default=1_000_000, ge=1)
+    """Of a request: every response with its conversation. A conversation counts once per response, as it is read."""
+
     deadline_s: float = Field(default=60.0, gt=0)
     """A request that is not answered by then gets 503; callers may ask for less in `X-Deadline-S`."""
 
@@ -68,6 +71,11 @@ class ServeConfig(Section):
 
     log_texts: bool = False
     """Write the bodies of refused and failed requests to the log (4 KB of each); otherwise no text ever goes there."""
+
+    @field_validator("authentication", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, value: object) -> object:
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _serves_something_to_someone(self) -> "ServeConfig":

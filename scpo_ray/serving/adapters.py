@@ -156,7 +156,12 @@ class AdapterScorer(RewardScorer):
         device: str | None = None,
     ) -> None:
         super().__init__(
-            folder, format_config=format_config, tokens_per_batch=tokens_per_batch, precision=precision, device=device
+            folder,
+            format_config=format_config,
+            tokens_per_batch=tokens_per_batch,
+            precision=precision,
+            device=device,
+            safetensors_only=True,
         )
         self._index = {community: index for index, community in enumerate(adapters)}
         self._selection = Selection()
@@ -198,9 +203,10 @@ def _updates(layer: nn.Linear, name: str, adapters: Sequence[Adapter], selection
 
 def _whole(layer: nn.Linear, name: str, adapters: Sequence[Adapter], selection: Selection) -> BankedLinear:
     """All communities' own copies of a layer, the base's where one has none."""
-    own = {"weight": layer.weight, "bias": torch.zeros(layer.out_features) if layer.bias is None else layer.bias}
+    bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().cpu()
+    own = {"weight": layer.weight.detach().cpu(), "bias": bias}
     found = {
-        part: torch.stack([adapter.replaced.get(name, {}).get(part, tensor) for adapter in adapters]).detach().float()
+        part: torch.stack([adapter.replaced.get(name, {}).get(part, tensor).float() for adapter in adapters])
         for part, tensor in own.items()
     }
     return BankedLinear(found["weight"], found["bias"], selection)

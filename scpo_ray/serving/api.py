@@ -7,11 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
@@ -19,7 +20,7 @@ from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import DataError, ModelError, ScpoError
 from scpo_ray.serving.batching import BusyError
 from scpo_ray.serving.gate import Gate
-from scpo_ray.serving.limits import check_question, check_texts
+from scpo_ray.serving.limits import check_texts
 from scpo_ray.serving.metrics import CONTENT_TYPE, Metrics
 from scpo_ray.serving.rewards import Text
 from scpo_ray.serving.schemas import (
@@ -29,8 +30,9 @@ from scpo_ray.serving.schemas import (
     ErrorResponse,
     ScoreRequest,
     ScoreResponse,
+    Wire,
 )
-from scpo_ray.serving.service import Service, UnknownCommunityError, on_scale
+from scpo_ray.serving.service import Service, UnknownCommunityError, on_scale, require_scales
 from scpo_ray.serving.tokens import Tokens
 from scpo_ray.serving.trainers import (
     EMPTY_REWARD,
@@ -45,8 +47,16 @@ from scpo_ray.serving.trainers import (
 )
 
 _HERE = Path(__file__).parent
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'"
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "img-src 'self' data:",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
 )
 _PAGE = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 _REFUSALS: dict[int | str, dict[str, object]] = {
@@ -85,6 +95,7 @@ def make_api(config: ServeConfig, service: Service, *, tokens: Tokens | None) ->
         description="What would people of different communities think of this answer?",
         responses=_REFUSALS,
         redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the docs alone: the gate has looked already
     )
     _add_questions(api, config, service)
     _add_trainers(api, config, service)
@@ -97,25 +108,30 @@ def make_api(config: ServeConfig, service: Service, *, tokens: Tokens | None) ->
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", "X-Deadline-S"],
+            expose_headers=["Retry-After"],
         )
     return api
 
 
-def _add_questions(api: FastAPI, config: ServeConfig, service: Service) -> None:
-    @api.post("/v1/score")
-    async def score(request: ScoreRequest) -> ScoreResponse:
-        """Rewards of one or many responses, under one, several or all communities' models."""
-        check_question(request, config)
-        check_texts("responses", request.texts, config)
-        return await service.score(request)
+def written(answer: Wire) -> Response:
+    """As JSON, at once: FastAPI would check and copy what has just been checked."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
-    @api.post("/v1/compare")
-    async def compare(request: CompareRequest) -> CompareResponse:
+
+def _add_questions(api: FastAPI, config: ServeConfig, service: Service) -> None:
+    @api.post("/v1/score", response_model=ScoreResponse)
+    async def score(request: ScoreRequest) -> Response:
+        """Rewards of one or many responses, under one, several or all communities' models."""
+        check_texts("responses", [Text(request.context, text) for text in request.texts], config)
+        return written(await service.score(request))
+
+    @api.post("/v1/compare", response_model=CompareResponse)
+    async def compare(request: CompareRequest) -> Response:
         """P(A beats B) in every community, and how far they are apart."""
-        check_question(request, config)
-        check_texts("response_a, response_b", [request.response_a, request.response_b], config)
-        return await service.compare(request)
+        answers = (request.response_a, request.response_b)
+        check_texts("response_a, response_b", [Text(request.context, text) for text in answers], config)
+        return written(await service.compare(request))
 
     @api.get("/v1/communities")
     async def communities() -> CommunitiesResponse:
@@ -125,11 +141,12 @@ def _add_questions(api: FastAPI, config: ServeConfig, service: Service) -> None:
 
 def _add_trainers(api: FastAPI, config: ServeConfig, service: Service) -> None:
     async def rewarded(community: str, exchanges: Sequence[Exchange]) -> tuple[list[float], list[bool]]:
-        """Rewards on the best scale that the model has, and what was cut; responses without text are asked of nobody."""
+        """Calibrated rewards, and what was cut; responses without text are asked of nobody."""
         model = service.model_of(community)
-        check_texts("responses", [exchange.response for exchange in exchanges], config)
+        require_scales([model])  # the reward of an empty response means something on that scale alone
+        check_texts("responses", [Text(exchange.context, exchange.response) for exchange in exchanges], config)
         texts = [Text(exchange.context, exchange.response) for exchange in exchanges if not exchange.is_empty]
-        found = iter((await service.rewards.of([model], texts))[0])
+        found = iter((await service.rewards_of([model], texts))[0])
         rewards, truncated = [], []
         for exchange in exchanges:
             reward = None if exchange.is_empty else next(found)
@@ -155,11 +172,12 @@ def _add_trainers(api: FastAPI, config: ServeConfig, service: Service) -> None:
     async def classify(request: ClassifyRequest) -> ClassifyResponse:
         """vLLM's classification endpoint, as verl calls it: raw rewards of texts that have the model's own template."""
         model = service.model_of(request.model)
-        check_texts("input", request.input, config)
-        for place, text in enumerate(request.input):
-            if not text.strip():
+        texts = [Text((), text) for text in request.input]
+        check_texts("input", texts, config)
+        for place, text in enumerate(texts):
+            if not text.response.strip():
                 raise DataError(f"input {place}: is blank; give some text")
-        found = (await service.rewards.of([model], [Text((), text) for text in request.input]))[0]
+        found = (await service.rewards_of([model], texts))[0]
         return classify_response(
             request,
             [reward.value for reward in found],

@@ -1,7 +1,11 @@
 """What a service has to serve: whose models, where they lie, on which scale their rewards are. Loads no model."""
 
+import contextlib
+import json
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +50,13 @@ class ServedModel:
 
     @property
     def key(self) -> str:
-        """Of what must be in memory to score: the community's model, or the base that adapters share."""
-        return f"{'base' if self.shares_base else 'model'}:{self.folder}"
+        """Of what must be in memory to score: the base that adapters share, or the whole model."""
+        return f"{'base' if self.shares_base else 'model'}:{self.folder}:{self.format.model_dump_json()}"
+
+    @property
+    def identity(self) -> str:
+        """Of its rewards: equal weights that read texts alike."""
+        return f"{self.content_hash}:{self.format.model_dump_json()}"
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ def _of_run(run: RunDirectory) -> dict[str, ServedModel]:
         found[community] = _trained(run, manifest, ruler, scales.get(community))
     if not found:
         raise ArtifactError(f"{run.path('reward_models')}: no trained model; run jobs/pipeline.py first")
-    folder = str(_global_folder(run))
+    folder = str(_global_folder(run, ruler))
     for community in majority:
         if community not in found:
             found[community] = ServedModel(
@@ -134,9 +143,9 @@ def _of_run(run: RunDirectory) -> dict[str, ServedModel]:
 
 
 def _trained(run: RunDirectory, manifest: Manifest, ruler: Manifest, scale: Scale | None) -> ServedModel:
-    folder = run.fetch(manifest.name)
+    folder = _local(run, manifest)
     community, adapter = str(manifest.identity["community"]), folder / models.ADAPTER
-    is_adapter = (adapter / "adapter_config.json").is_file()
+    is_adapter = (adapter / "adapter_config.json").is_file() and _can_share(folder)
     if is_adapter and manifest.inputs.get("global_model") != ruler.content_hash:
         raise ArtifactError(
             f"{run.path(manifest.name)}: its adapter is of another global model; run jobs/train.py again"
@@ -144,7 +153,7 @@ def _trained(run: RunDirectory, manifest: Manifest, ruler: Manifest, scale: Scal
     return ServedModel(
         community,
         "adapter" if is_adapter else "full",
-        str(_global_folder(run)) if is_adapter else str(folder),
+        str(_global_folder(run, ruler)) if is_adapter else str(folder),
         manifest.content_hash,
         _format(manifest),
         adapter=str(adapter) if is_adapter else None,
@@ -152,6 +161,27 @@ def _trained(run: RunDirectory, manifest: Manifest, ruler: Manifest, scale: Scal
         shares_base=is_adapter,
         facts=read_card(folder),
     )
+
+
+def _can_share(folder: Path) -> bool:
+    """Whether a batch may mix communities: not where layers also read tensors that have no row per sequence, as DeBERTa's
+    relative positions. Their models are served whole."""
+    return not str(json.loads((folder / "config.json").read_text()).get("model_type")).startswith("deberta")
+
+
+def _local(run: RunDirectory, manifest: Manifest) -> Path:
+    """A model's folder on this machine: for a remote run a copy by content, which appears whole and is never replaced."""
+    if run.is_local:
+        return run.fetch(manifest.name)
+    target = Path(tempfile.gettempdir()) / "scpo_ray-served" / manifest.content_hash
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=target.parent))
+        fetched = run.fetch(manifest.name, into=staging)
+        with contextlib.suppress(OSError):  # another replica was first
+            fetched.rename(target)
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
 
 
 def _from_elsewhere(community: str, address: str, format_config: FormatConfig) -> ServedModel:
@@ -164,14 +194,14 @@ def _check(model: ServedModel) -> None:
     """Refuse what must not or cannot be loaded, before a replica tries."""
     folder = Path(model.folder)
     models.check(folder, may_lack_head=False, max_tokens=model.format.max_tokens)
-    if not list(folder.glob("*.safetensors")):
+    if not list(folder.glob("model*.safetensors")):
         raise ModelError(f"{folder}: no safetensors weights; services load nothing else (pickles run code), convert it")
 
 
-def _global_folder(run: RunDirectory) -> Path:
+def _global_folder(run: RunDirectory, ruler: Manifest) -> Path:
     if "reference.json" in run.names("global_model"):
         return model_files.resolve(str(run.read_json("global_model/reference.json")["address"]))
-    return run.fetch("global_model")
+    return _local(run, ruler)
 
 
 def _format(manifest: Manifest) -> FormatConfig:

@@ -1,19 +1,18 @@
 """The service on Ray Serve: one deployment whose replicas each hold models, batch, and answer HTTP by themselves."""
 
-import asyncio
 import logging
 import os
-from pathlib import Path
 
 import ray
+from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
 from scpo_ray.config.serving import ServeConfig
-from scpo_ray.scoring import RewardScorer
-from scpo_ray.serving.adapters import AdapterScorer
+from scpo_ray.errors import ArtifactError
 from scpo_ray.serving.api import make_api
-from scpo_ray.serving.catalog import Catalog, ServedModel, read_catalog
+from scpo_ray.serving.catalog import read_catalog
+from scpo_ray.serving.loading import load_models
 from scpo_ray.serving.rewards import Rewards
 from scpo_ray.serving.service import Service
 from scpo_ray.serving.tokens import Tokens
@@ -42,81 +41,48 @@ def application(config: ServeConfig, *, num_replicas: int = 1, num_cpus: float =
         ray_actor_options={"num_cpus": num_cpus},
         max_surge_percent=100,  # a new run's replicas are there before the old one's go
         max_ongoing_requests=512,  # the batcher wants to see all of them; max_queued bounds the work
+        max_queued_requests=1024,  # in the proxy, per replica's worth of callers: then 503
+        graceful_shutdown_timeout_s=config.body_timeout_s + config.deadline_s + 5,
     )
     return deployment.bind(config, catalog.digest)
 
 
 def replica_class(max_loaded_models: int) -> type:
-    """The replica, with a bounded cache of models that Ray Serve's router knows of."""
+    """The replica; a class of its own, because Ray Serve wants to know the bound when it is made."""
 
     class RewardReplica:
         """Reads the catalog, loads what is shared, answers.
 
         Args:
-            digest: what the application was built for; another is a run that changed under it.
+            digest: what the application was built for.
+
+        Raises:
+            ArtifactError: the run is another one by now; two would answer side by side.
         """
 
         def __init__(self, config: ServeConfig, digest: str) -> None:
-            self._config = config
             _set_threads(config)
-            self._catalog = read_catalog(config)
-            if self._catalog.digest != digest:
-                _LOGGER.warning("the run has changed since it was deployed: serving %s", self._catalog.digest)
-            self._bases = {
-                model.key: load_base(config, self._catalog, model)
-                for model in {each.key: each for each in self._catalog.models.values() if each.shares_base}.values()
-            }
-            self._full = {model.key: model for model in self._catalog.models.values() if not model.shares_base}
+            catalog = read_catalog(config)
+            if catalog.digest != digest:
+                raise ArtifactError(f"{config.run_dir}: has changed since it was deployed; deploy it again")
             if config.authentication == "off":
                 _LOGGER.warning("authentication is off: whoever reaches this port may ask")
+            rewards = Rewards(config, load_models(config, catalog))
+            self._config, self._service = config, Service(catalog, rewards, note=self._note)
 
-        def __serve_build_asgi_app__(self):
+        def __serve_build_asgi_app__(self) -> FastAPI:
             """FastAPI around this replica's models; Ray Serve asks for it once."""
-            rewards = Rewards(self._config, self._scorer)
-            tokens = None if self._config.tokens_file is None else Tokens(self._config.tokens_file)
-            if self._config.authentication == "off":
-                tokens = None
-            return make_api(self._config, Service(self._catalog, rewards), tokens=tokens)
-
-        async def _scorer(self, key: str) -> RewardScorer:
-            base = self._bases.get(key)
-            return base if base is not None else await self._load(key)
+            needs_tokens = self._config.authentication == "bearer" and self._config.tokens_file is not None
+            tokens = Tokens(str(self._config.tokens_file)) if needs_tokens else None
+            return make_api(self._config, self._service, tokens=tokens)
 
         @serve.multiplexed(max_num_models_per_replica=max_loaded_models)
-        async def _load(self, key: str) -> RewardScorer:
-            return await asyncio.get_running_loop().run_in_executor(None, load_full, self._config, self._full[key])
+        async def _note(self, community: str) -> str:
+            """Tells Ray Serve's router which models were asked of this replica last, so that it sends their callers here.
+            What is in memory is `LoadedModels`'s business."""
+            return community
 
     return RewardReplica
-
-
-def load_full(config: ServeConfig, model: ServedModel) -> RewardScorer:
-    """A community's whole model.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    return RewardScorer(
-        Path(model.folder),
-        format_config=model.format,
-        tokens_per_batch=config.tokens_per_batch,
-        precision=config.precision,
-    )
-
-
-def load_base(config: ServeConfig, catalog: Catalog, model: ServedModel) -> AdapterScorer:
-    """The base that a community's model sits on, with the adapters of all that do.
-
-    Raises:
-        ModelError: it cannot be loaded, or an adapter does not fit.
-    """
-    sharing = catalog.sharing(model.key)
-    return AdapterScorer(
-        Path(model.folder),
-        {name: None if each.adapter is None else Path(each.adapter) for name, each in sharing.items()},
-        format_config=model.format,
-        tokens_per_batch=config.tokens_per_batch,
-        precision=config.precision,
-    )
 
 
 def _set_threads(config: ServeConfig) -> None:

@@ -18,6 +18,8 @@ PUBLIC = ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/
 PUBLIC_FILES = "/static-offline-docs/"
 DEADLINE = "x-deadline-s"
 _MAX_LOGGED = 4096
+_BODILESS = ("GET", "HEAD", "OPTIONS")
+"""Nobody waits for what these might send: whoever has no token cannot hold a place by sending slowly."""
 _LOGGER = logging.getLogger("ray.serve")
 
 
@@ -79,7 +81,7 @@ class Gate:
         headers = Headers(scope=scope)
         self._check_token(scope, headers)
         deadline_s = self._deadline(headers)
-        body = await self._body(headers, receive)
+        body = b"" if scope["method"] in _BODILESS else await self._body(headers, receive)
         started = False
 
         async def replay() -> Message:
@@ -105,7 +107,7 @@ class Gate:
             ) from None
 
     def _check_token(self, scope: Scope, headers: Headers) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         if self._tokens is None or path in PUBLIC or path.startswith(PUBLIC_FILES):
             return
         if not self._tokens.admit(headers.get("authorization")):

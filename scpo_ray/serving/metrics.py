@@ -59,6 +59,12 @@ class _RewardsCollector(Collector):
                 self._rewards.batcher.num_queued,
             ),
             (GaugeMetricFamily, "scpo_cached_rewards", "Rewards remembered.", len(cache)),
+            (
+                CounterMetricFamily,
+                "scpo_model_loads",
+                "Whole models read into memory.",
+                self._rewards.batcher.models.num_loads,
+            ),
             (CounterMetricFamily, "scpo_cache_hits", "Rewards that were remembered when asked for.", cache.num_hits),
             (CounterMetricFamily, "scpo_forward_passes", "Batches computed.", load.num_batches),
             (CounterMetricFamily, "scpo_scored_responses", "Responses computed.", load.num_sequences),

@@ -2,18 +2,20 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
-from scpo_ray.formatting import TokenSequence
+from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.records import Message
-from scpo_ray.scoring import RewardScorer
 from scpo_ray.serving.batching import Batcher
 from scpo_ray.serving.cache import Reward, RewardCache, reward_key, text_key
 from scpo_ray.serving.catalog import ServedModel
+from scpo_ray.serving.loading import Formatters, LoadedModels
+
+_TEXTS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,12 @@ class Pending:
 
 
 class Rewards:
-    """Use it from one event loop.
+    """Use it from one event loop."""
 
-    Args:
-        load: the scorer of a catalog key; it bounds what is in memory.
-    """
-
-    def __init__(self, config: ServeConfig, load: Callable[[str], Awaitable[RewardScorer]]) -> None:
-        self.batcher = Batcher(config.tokens_per_batch, config.max_queued)
+    def __init__(self, config: ServeConfig, models: LoadedModels) -> None:
+        self.batcher = Batcher(models, config.tokens_per_batch, config.max_queued)
         self.cache = RewardCache(config.max_cached_rewards)
-        self._load = load
+        self._formatters = Formatters()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._pending: dict[bytes, Pending] = {}
 
@@ -61,20 +59,25 @@ class Rewards:
 
         Raises:
             BusyError: too much waits; nothing of this is queued.
-            DataError: a model's chat template refuses a context.
+            DataError: more is asked for than may ever wait, or a model's chat template refuses a context.
             ModelError: a model cannot be loaded, or gives no number.
         """
         text_keys = [text_key(text.context, text.response) for text in texts]
-        keys = [[reward_key(model.content_hash, key) for key in text_keys] for model in models]
+        keys = [[reward_key(model.identity, key) for key in text_keys] for model in models]
         found: dict[bytes, Reward] = {}
         awaited: dict[bytes, Pending] = {}
         try:
             self._take(keys, found, awaited)
-            prepared = await self._prepared(
-                models, texts, [[key in found or key in awaited for key in row] for row in keys]
-            )
-            self._take(keys, found, awaited)  # what others have begun while we tokenised
-            self._queue(models, keys, {*found, *awaited}, prepared, awaited)
+            missing = [
+                model
+                for model, row in zip(models, keys, strict=True)
+                if not all(key in found or key in awaited for key in row)
+            ]
+            if missing:
+                self.batcher.check_fits(sum(key not in found and key not in awaited for row in keys for key in row))
+                tokens = await self._tokenized(missing, texts)
+                self._take(keys, found, awaited)  # what others have begun while we tokenised
+                self._queue(models, keys, {*found, *awaited}, tokens, awaited)
             if awaited:
                 await asyncio.wait([one.future for one in awaited.values()])
             found |= {key: one.reward for key, one in awaited.items()}
@@ -94,39 +97,41 @@ class Rewards:
                 awaited[key] = one
                 one.num_waiting += 1
 
-    async def _prepared(
-        self, models: Sequence[ServedModel], texts: Sequence[Text], is_known: Sequence[Sequence[bool]]
-    ) -> dict[int, tuple[RewardScorer, list[TokenSequence]]]:
-        """Scorer and tokens for every model that has something to compute; one tokenisation per base."""
-        tokens: dict[str, list[TokenSequence]] = {}
-        prepared = {}
-        for index, model in enumerate(models):
-            if all(is_known[index]):
+    async def _tokenized(self, models: Sequence[ServedModel], texts: Sequence[Text]) -> dict[str, list[TokenSequence]]:
+        """Formatter's key -> tokens of all texts: once for all models that read alike, and a few texts at a time, so that
+        a long request neither holds up others nor outlives its caller."""
+        loop = asyncio.get_running_loop()
+        found: dict[str, list[TokenSequence]] = {}
+        for model in models:
+            key = await loop.run_in_executor(self._tokenizing, self._formatters.key, model)
+            if key in found:
                 continue
-            scorer = await self._load(model.key)
-            if model.key not in tokens:
-                loop = asyncio.get_running_loop()
-                tokens[model.key] = await loop.run_in_executor(self._tokenizing, _tokens, scorer, texts)
-            prepared[index] = (scorer, tokens[model.key])
-        return prepared
+            formatter = await loop.run_in_executor(self._tokenizing, self._formatters.get, model)
+            tokens: list[TokenSequence] = []
+            for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+                part = texts[start : start + _TEXTS_AT_A_TIME]
+                tokens += await loop.run_in_executor(self._tokenizing, _tokens, formatter, part)
+            found[key] = tokens
+        return found
 
     def _queue(
         self,
         models: Sequence[ServedModel],
         keys: Sequence[Sequence[bytes]],
         taken: set[bytes],
-        prepared: dict[int, tuple[RewardScorer, list[TokenSequence]]],
+        tokens: dict[str, list[TokenSequence]],
         awaited: dict[bytes, Pending],
     ) -> None:
         """The rest is computed for this request; a text that it has twice, once."""
-        fresh: dict[bytes, tuple[RewardScorer, str, TokenSequence]] = {}
-        for index, model in enumerate(models):
-            for place, key in enumerate(keys[index]):
+        fresh: dict[bytes, tuple[ServedModel, TokenSequence]] = {}
+        for model, row in zip(models, keys, strict=True):
+            for place, key in enumerate(row):
                 if key not in taken and key not in fresh:
-                    scorer, sequences = prepared[index]
-                    fresh[key] = (scorer, model.community, sequences[place])
+                    fresh[key] = (model, tokens[self._formatters.key(model)][place])
+        if not fresh:
+            return
         futures = self.batcher.submit(list(fresh.values()))
-        for (key, (_, _, sequence)), future in zip(fresh.items(), futures, strict=True):
+        for (key, (_, sequence)), future in zip(fresh.items(), futures, strict=True):
             one = self._pending[key] = awaited[key] = Pending(future, sequence)
             future.add_done_callback(lambda _, key=key, one=one: self._finish(key, one))
 
@@ -143,10 +148,10 @@ class Rewards:
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
 
-def _tokens(scorer: RewardScorer, texts: Sequence[Text]) -> list[TokenSequence]:
+def _tokens(formatter: Formatter, texts: Sequence[Text]) -> list[TokenSequence]:
     if all(text.context for text in texts):
-        return scorer.formatter.format([text.context for text in texts], [text.response for text in texts])
-    return [scorer.formatter.whole(text.response) for text in texts]
+        return formatter.format([text.context for text in texts], [text.response for text in texts])
+    return [formatter.whole(text.response) for text in texts]
 
 
 def _leave(pending: Iterable[Pending]) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.special import expit
@@ -31,11 +31,23 @@ class UnknownCommunityError(ScpoError):
 
 
 class Service:
-    """Everything that a run's models can be asked."""
+    """Everything that a run's models can be asked.
 
-    def __init__(self, catalog: Catalog, rewards: Rewards) -> None:
-        self.catalog, self.rewards = catalog, rewards
+    Args:
+        note: is told which community's whole model is asked for.
+    """
+
+    def __init__(
+        self, catalog: Catalog, rewards: Rewards, *, note: Callable[[str], Awaitable[object]] | None = None
+    ) -> None:
+        self.catalog, self.rewards, self._note = catalog, rewards, note
         self.run = catalog.digest
+
+    async def rewards_of(self, models: Sequence[ServedModel], texts: Sequence[Text]) -> list[list[Reward]]:
+        """`Rewards.of`; a whole model that is asked for alone is made known to the router."""
+        if self._note is not None and len(models) == 1 and not models[0].shares_base:
+            await self._note(models[0].community)
+        return await self.rewards.of(models, texts)
 
     def chosen(self, communities: str | Sequence[str] | Mapping[str, float]) -> list[ServedModel]:
         """The models of "all", of names, or of a steering vector's communities; each once.
@@ -70,8 +82,8 @@ class Service:
         """
         models = self.chosen(request.communities)
         if request.scale == "calibrated":
-            _require_scales(models)
-        found = await self.rewards.of(models, [Text(request.context, text) for text in request.texts])
+            require_scales(models)
+        found = await self.rewards_of(models, [Text(request.context, text) for text in request.texts])
         rows = [
             CommunityScores(
                 community=model.community,
@@ -97,7 +109,7 @@ class Service:
         """
         models = self.chosen(request.communities)
         texts = [Text(request.context, request.response_a), Text(request.context, request.response_b)]
-        found = await self.rewards.of(models, texts)
+        found = await self.rewards_of(models, texts)
         rows = [preference(model, a, b) for model, (a, b) in zip(models, found, strict=True)]
         steered = None
         if request.weights is not None:
@@ -161,7 +173,12 @@ def facts(model: ServedModel) -> CommunityFacts:
     )
 
 
-def _require_scales(models: Sequence[ServedModel]) -> None:
+def require_scales(models: Sequence[ServedModel]) -> None:
+    """Refuse to speak of standard deviations where there are none.
+
+    Raises:
+        DataError: a model has no scale.
+    """
     for model in models:
         if model.scale is None:
             raise DataError(

@@ -115,6 +115,39 @@ def test_without_a_known_token_nothing_is_told(strict_url, header):
     refusal(httpx.post(f"{strict_url}/v1/score", content=b"{", headers=headers), 401)
 
 
+def test_a_token_that_is_no_text_is_refused(strict_url):
+    for value in (b"Basic \xe9", b"Bearer \xff\xfe", b"Basic /////w=="):
+        refusal(httpx.get(f"{strict_url}/v1/communities", headers={b"Authorization": value}), 401)
+
+
+def test_a_routing_name_that_is_no_text_costs_nobody_an_answer(strict_url, ask):
+    for value in (b"\xff", b"x" * 10_000):
+        headers = {b"serve_multiplexed_model_id": value}
+        assert ask.post(f"{strict_url}/v1/score", json=GOOD, headers=headers).status_code == 200
+
+
+def test_ten_thousand_responses_are_refused_before_they_are_looked_at(service_url, ask):
+    start = time.perf_counter()
+    answer = ask.post(f"{service_url}/v1/score", json={"prompt": PROMPT, "responses": ["x"] * 10_000})
+    assert "responses: List should have at most 1024 items" in refusal(answer, 422)
+    wrong = ask.post(f"{service_url}/v1/score", json={"prompt": PROMPT, "responses": [1] * 500_000})
+    refusal(wrong, 422)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_long_conversation_counts_once_per_response(service_url, ask):
+    messages = [{"role": "user", "content": "word " * 10_000}]
+    answer = ask.post(f"{service_url}/v1/score", json={"messages": messages, "responses": ["x y z"] * 100})
+    assert "5000500 characters with their conversations, at most 1000000" in refusal(answer, 422)
+
+
+def test_what_could_never_be_queued_says_so(deploy, adapter_run, ask):
+    url = deploy("narrow", run_dir=adapter_run.run_dir, max_queued=8)
+    body = {"prompt": PROMPT, "responses": [f"text {place}" for place in range(3)]}
+    assert "responses x communities: 9, at most 8" in refusal(ask.post(f"{url}/v1/score", json=body), 422)
+    assert ask.post(f"{url}/v1/score", json=body | {"communities": ["Brevia", "Atlas"]}).status_code == 200
+
+
 def test_a_token_may_come_as_the_password_of_the_address(strict_url):
     parts = urlsplit(strict_url)
     url = f"http://x:{TOKEN}@{parts.netloc}{parts.path}/v1/rewards/Brevia/slime"
@@ -196,7 +229,7 @@ def test_beyond_the_queue_requests_get_429_and_when_to_come_back(strict_url):
             assert "wait and 64 may; try again in" in answer.json()["error"]
 
 
-def test_a_deadline_is_kept_and_what_nobody_waits_for_is_not_computed(strict_url, ask):
+def test_a_deadline_is_kept(strict_url, ask):
     body = {"prompt": PROMPT, "responses": [f"late {place} " + "word " * 80 for place in range(20)]}
     answer = ask.post(f"{strict_url}/v1/score", json=body, headers={"X-Deadline-S": "0.001"})
     assert "not answered within 0.001 s" in refusal(answer, 503)

@@ -169,6 +169,40 @@ def test_full_models_take_turns_in_a_bounded_cache(deploy, ask, adapter_run):
         (row,) = ask.post(f"{url}/v1/score", json=body | {"communities": [name]}).json()["communities"]
         assert row["raw"] == pytest.approx(once[name], abs=1e-6)
     assert len({tuple(raw) for raw in once.values()}) == 3
+    assert counters(ask, url)["scpo_model_loads_total"] >= 8  # one place: whoever comes next is loaded again
+
+
+def test_trainers_get_the_calibrated_rewards(service_url, ask):
+    """OpenRLHF's and slime's requests, beside /v1/score; verl's, beside the raw reward of the templated text."""
+    responses = ["i like it a lot .", "do this at once ."]
+    body = {"prompt": PROMPT, "responses": responses, "communities": ["Brevia"]}
+    (row,) = ask.post(f"{service_url}/v1/score", json=body).json()["communities"]
+    query = {"query": [PROMPT + text for text in [*responses, " "]], "prompts": [PROMPT] * 3, "labels": [None] * 3}
+    found = ask.post(f"{service_url}/v1/rewards/Brevia/openrlhf", json=query).json()
+    assert found["rewards"] == pytest.approx([*row["scores"], -3.0], abs=1e-5)
+    assert found["extra_logs"]["empty"] == [0.0, 0.0, 1.0]
+    sample = {"prompt": [{"role": "user", "content": PROMPT}], "response": responses[1], "label": None}
+    assert ask.post(f"{service_url}/v1/rewards/Brevia/slime", json=sample).json() == pytest.approx(
+        row["scores"][1], abs=1e-5
+    )
+    templated = f"<|user|> {PROMPT} <|end|> <|assistant|> {responses[0]} <|end|> "
+    asked = {"model": "Brevia", "input": templated, "use_activation": False}
+    answer = ask.post(f"{service_url}/classify", json=asked).json()
+    assert answer["data"][-1]["probs"][-1] == pytest.approx(row["raw"][0], abs=1e-5)
+    assert answer["usage"]["prompt_tokens"] > 10
+
+
+def test_models_without_a_scale_are_served_raw_and_say_so(deploy, ask, adapter_run):
+    url = deploy("elsewhere", models={"Brevia": folders(adapter_run)["Brevia"]}, format={"max_tokens": 96})
+    body = {"prompt": PROMPT, "response": "i like it a lot ."}
+    refused = ask.post(f"{url}/v1/score", json=body)
+    assert refused.status_code == 422 and 'ask for "scale": "raw"' in refused.json()["error"]
+    assert ask.post(f"{url}/v1/score", json=body | {"scale": "raw"}).status_code == 200
+    assert ask.post(f"{url}/v1/rewards/Brevia/slime", json=body).status_code == 422
+    compared = ask.post(f"{url}/v1/compare", json={"prompt": PROMPT, "response_a": "a .", "response_b": "b ."}).json()
+    (row,) = compared["communities"]
+    assert row["interval"] is None and row["is_calibrated"] is False
+    assert row["probability"] == pytest.approx(expit(row["reward_margin"]))
 
 
 def counters(ask: httpx.Client, url: str) -> dict[str, float]:

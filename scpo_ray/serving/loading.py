@@ -1,0 +1,131 @@
+"""What a replica has in memory: a bounded number of whole models, the bases that adapters share, tokenizers."""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from scpo_ray import models
+from scpo_ray.config.serving import ServeConfig
+from scpo_ray.errors import ModelError
+from scpo_ray.formatting import Formatter
+from scpo_ray.scoring import RewardScorer
+from scpo_ray.serving.adapters import AdapterScorer
+from scpo_ray.serving.catalog import Catalog, ServedModel
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+
+
+class LoadedModels:
+    """Scorers by `ServedModel.key`, least recently used out before the next one comes in. Use it from one thread.
+
+    Args:
+        load: makes the scorer of a whole model.
+        max_models: whole models at a time; bases that adapters share are loaded by `load_bases` and stay.
+    """
+
+    def __init__(self, max_models: int, load: Callable[[ServedModel], RewardScorer]) -> None:
+        self._max_models, self._load = max_models, load
+        self._bases: dict[str, RewardScorer] = {}
+        self._models: OrderedDict[str, RewardScorer] = OrderedDict()
+        self.num_loads = 0
+
+    def add_base(self, key: str, scorer: AdapterScorer) -> None:
+        """Keep a base for good."""
+        self._bases[key] = scorer
+
+    def get(self, model: ServedModel) -> RewardScorer:
+        """The scorer of a model, loaded where it is not there.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        if model.key in self._bases:
+            return self._bases[model.key]
+        if model.key not in self._models:
+            while len(self._models) >= self._max_models:
+                self._models.popitem(last=False)
+            self.num_loads += 1
+            self._models[model.key] = self._load(model)
+        self._models.move_to_end(model.key)
+        return self._models[model.key]
+
+
+class Formatters:
+    """One formatter for all models whose tokenizers are the same, as those of a run are."""
+
+    def __init__(self) -> None:
+        self._formatters: dict[str, Formatter] = {}
+        self._keys: dict[str, str] = {}
+
+    def key(self, model: ServedModel) -> str:
+        """Equal for models that read texts alike."""
+        if model.key not in self._keys:
+            digest = hashlib.sha256(model.format.model_dump_json().encode())
+            for name in _TOKENIZER_FILES:
+                path = Path(model.folder) / name
+                digest.update(path.read_bytes() if path.is_file() else b"-")
+            self._keys[model.key] = digest.hexdigest()
+        return self._keys[model.key]
+
+    def get(self, model: ServedModel) -> Formatter:
+        """A model's.
+
+        Raises:
+            ModelError: its tokenizer cannot be read.
+        """
+        key = self.key(model)
+        if key not in self._formatters:
+            self._formatters[key] = Formatter(models.load_tokenizer(Path(model.folder)), model.format)
+        return self._formatters[key]
+
+
+def load_models(config: ServeConfig, catalog: Catalog) -> LoadedModels:
+    """A replica's: shared bases are loaded now, whole models when they are asked for.
+
+    Raises:
+        ModelError: a base or an adapter cannot be loaded.
+    """
+    found = LoadedModels(config.max_loaded_models, lambda model: load_whole(config, model))
+    for key in dict.fromkeys(model.key for model in catalog.models.values() if model.shares_base):
+        found.add_base(key, _load_base(config, catalog.sharing(key)))
+    return found
+
+
+def load_whole(config: ServeConfig, model: ServedModel) -> RewardScorer:
+    """A community's whole model.
+
+    Raises:
+        ModelError: it cannot be loaded, or is another than when the service was deployed.
+    """
+    _check_unchanged(model)
+    scorer = RewardScorer(
+        Path(model.folder),
+        format_config=model.format,
+        tokens_per_batch=config.tokens_per_batch,
+        precision=config.precision,
+        safetensors_only=True,
+    )
+    _check_unchanged(model)
+    return scorer
+
+
+def _load_base(config: ServeConfig, sharing: dict[str, ServedModel]) -> AdapterScorer:
+    first = next(iter(sharing.values()))
+    return AdapterScorer(
+        Path(first.folder),
+        {name: None if each.adapter is None else Path(each.adapter) for name, each in sharing.items()},
+        format_config=first.format,
+        tokens_per_batch=config.tokens_per_batch,
+        precision=config.precision,
+    )
+
+
+def _check_unchanged(model: ServedModel) -> None:
+    """A run that is trained again in place must not answer under its old name and scales."""
+    manifest = Path(model.folder) / "manifest.json"
+    if manifest.is_file() and json.loads(manifest.read_text()).get("content_hash") != model.content_hash:
+        raise ModelError(
+            f"{model.folder}: {model.community}'s model has changed since the service was deployed; deploy again"
+        )

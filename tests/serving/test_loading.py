@@ -1,0 +1,109 @@
+"""What is in memory stays bounded, whatever is asked at once."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from scpo_ray.config import FormatConfig
+from scpo_ray.config.serving import ServeConfig
+from scpo_ray.errors import ModelError
+from scpo_ray.scoring import RewardScorer
+from scpo_ray.serving.catalog import ServedModel
+from scpo_ray.serving.loading import LoadedModels, load_whole
+from scpo_ray.serving.rewards import Rewards, Text
+
+CONFIG = ServeConfig(models={"x": "y"}, authentication="off", max_queued=200)
+CONTEXT = [{"role": "user", "content": "what do you think ?"}]
+
+
+def served(folder, number: int) -> list[ServedModel]:
+    """The same weights under formats of their own, so that each is a model of its own."""
+    return [
+        ServedModel(f"c{index}", "full", str(folder), "hash", FormatConfig(max_tokens=100 + index))
+        for index in range(number)
+    ]
+
+
+class Counting:
+    """Real scorers, counted while they live."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.alive: list[str] = []
+        self.peak = self.num_loads = 0
+        self._seconds = seconds
+
+    def __call__(self, model: ServedModel) -> RewardScorer:
+        time.sleep(self._seconds)
+        scorer = load_whole(CONFIG, model)
+        counting = self
+        counting.num_loads += 1
+        counting.alive.append(model.community)
+        counting.peak = max(counting.peak, len(counting.alive))
+
+        class Watched:
+            formatter = scorer.formatter
+
+            def forward(self, sequences):
+                return scorer.forward(sequences)
+
+            def __del__(self):
+                counting.alive.remove(model.community)
+
+        return Watched()
+
+
+def test_one_request_for_everyone_never_has_more_in_memory_than_allowed(tiny_reward_model):
+    load = Counting()
+
+    async def run():
+        rewards = Rewards(CONFIG, LoadedModels(2, load))
+        return await rewards.of(served(tiny_reward_model, 9), [Text(CONTEXT, "i like it ."), Text(CONTEXT, "hey .")])
+
+    found = asyncio.run(run())
+    assert load.peak == 2 and load.num_loads == 9
+    assert len({reward.value for row in found for reward in row}) == 2  # all have the same weights, the texts differ
+
+
+def test_callers_who_give_up_do_not_load_a_model_twice(tiny_reward_model):
+    load = Counting(seconds=0.3)
+
+    async def run():
+        rewards = Rewards(CONFIG, LoadedModels(2, load))
+        model = served(tiny_reward_model, 1)
+        for number in range(5):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(rewards.of(model, [Text(CONTEXT, f"text {number} .")]), 0.02)
+        return await rewards.of(model, [Text(CONTEXT, "the last one .")])
+
+    ((reward,),) = asyncio.run(run())
+    assert np.isfinite(reward.value)
+    assert load.num_loads == 1
+
+
+def test_two_requests_that_share_a_text_share_its_computation_also_when_one_gives_up(tiny_reward_model):
+    async def run():
+        rewards = Rewards(CONFIG, LoadedModels(1, lambda model: load_whole(CONFIG, model)))
+        model, text = served(tiny_reward_model, 1), [Text(CONTEXT, "shared .")]
+        tasks = [asyncio.create_task(rewards.of(model, text)) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        return results, rewards.batcher.load.num_sequences
+
+    results, num_computed = asyncio.run(run())
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1] == results[2]
+    assert num_computed == 1
+
+
+def test_a_model_that_changed_under_the_service_is_not_served(tiny_reward_model, tmp_path):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_reward_model, folder)
+    (folder / "manifest.json").write_text('{"content_hash": "another"}')
+    (model,) = served(folder, 1)
+    with pytest.raises(ModelError, match="c0's model has changed since the service was deployed; deploy again"):
+        load_whole(CONFIG, model)
