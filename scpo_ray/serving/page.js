@@ -306,6 +306,7 @@
     try {
       await navigator.clipboard.writeText(content);
       button.textContent = "Copied";
+      element("status").textContent = "Copied";
       setTimeout(() => (button.textContent = label), 2000);
     } catch { // without https or a permission there is no clipboard: the text, to copy by hand
       const manual = Object.assign(text("textarea", content, "manual"), { readOnly: true, ariaLabel: "Text to copy" });

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.errors import ArtifactError, ConfigError, ModelError
@@ -112,3 +113,22 @@ def test_the_digest_changes_with_the_models(copied):
     evaluated["inputs"][name] = "f" * 64
     evaluation.write_text(json.dumps(evaluated))
     assert catalog_of(copied).digest != before
+
+
+def test_the_deployments_yaml_is_one_that_ray_serve_and_the_service_take():
+    from ray.serve.schema import ServeDeploySchema
+
+    content = yaml.safe_load((Path(__file__).parents[2] / "serve/reward.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(content)
+    (application,) = schema.applications
+    config = settings_of(application.args)
+    (deployment,) = application.deployments
+    assert deployment.name == "rewards"
+    assert deployment.graceful_shutdown_timeout_s > config.body_timeout_s + config.deadline_s
+    assert schema.http_options.request_timeout_s > config.deadline_s
+    assert schema.http_options.host == "127.0.0.1"
+    assert deployment.autoscaling_config["target_ongoing_requests"] > 1
+
+
+def test_off_is_off_also_where_yaml_reads_it_as_false():
+    assert settings_of(yaml.safe_load("{run_dir: r, authentication: off}")).authentication == "off"
