@@ -4,7 +4,7 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -61,14 +61,14 @@ def check_weights(weights: dict[str, float]) -> dict[str, float]:
 Weights = Annotated[dict[str, float], Field(min_length=1, max_length=1024), AfterValidator(check_weights)]
 MAX_ITEMS = 1024
 """Of any list: longer ones are refused before their items are looked at. The service's settings ask for less."""
-Names = Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS), FailFast()]
+Names = Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class Question(Wire):
     """What a response answers, and whom to ask."""
 
     prompt: Text | None = Field(default=None, description="A single user message; or give `messages`.")
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_ITEMS), FailFast()] | None = Field(
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] | None = Field(
         default=None, description="The conversation before the response, oldest first."
     )
     communities: Literal["all"] | Names | Weights = Field(
@@ -100,7 +100,7 @@ class ScoreRequest(Question):
     """Rewards of responses under communities' models."""
 
     response: Text | None = None
-    responses: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS), FailFast()] | None = None
+    responses: Annotated[list[Text], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] | None = None
     scale: Literal["calibrated", "raw"] = Field(
         default="calibrated",
         description="Of `scores` and `steered`. calibrated: standard deviations above the mean response of the community's "

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from scpo_ray.serving.schemas import CONTROL_CHARACTERS, MAX_ITEMS, Text, Wire
 
@@ -91,10 +91,10 @@ class Foreign(BaseModel):
 class OpenRlhfRequest(Foreign):
     """Texts of prompt and response together, as OpenRLHF's `remote_rm_url` gets them."""
 
-    query: Annotated[list[PolicyText], FailFast()] = Field(
-        max_length=MAX_ITEMS, description="Prompt and response in one text."
+    query: list[PolicyText] = Field(
+        fail_fast=True, max_length=MAX_ITEMS, description="Prompt and response in one text."
     )
-    prompts: Annotated[list[Text], FailFast()] = Field(max_length=MAX_ITEMS, description="How each query begins.")
+    prompts: list[Text] = Field(fail_fast=True, max_length=MAX_ITEMS, description="How each query begins.")
     labels: list[object] | None = Field(default=None, description="Not read.")
 
     @model_validator(mode="after")
@@ -153,7 +153,7 @@ class ForeignMessage(Foreign):
 class SlimeRequest(Foreign):
     """A single sample, as slime's `--rm-type remote_rm` sends it; the answer is a bare number."""
 
-    prompt: Text | Annotated[list[ForeignMessage], Field(min_length=1, max_length=MAX_ITEMS), FailFast()]
+    prompt: Text | Annotated[list[ForeignMessage], Field(min_length=1, max_length=MAX_ITEMS)]
     response: PolicyText
     label: object = Field(default=None, description="Not read.")
 
@@ -171,8 +171,8 @@ class ClassifyRequest(Foreign):
     """vLLM's classification request as verl sends it: conversations to which the reward model's chat template is applied."""
 
     model: str = Field(min_length=1, description="A community.")
-    input: Annotated[list[PolicyText], FailFast()] = Field(
-        min_length=1, max_length=MAX_ITEMS, description="One text or several."
+    input: list[PolicyText] = Field(
+        fail_fast=True, min_length=1, max_length=MAX_ITEMS, description="One text or several."
     )
     use_activation: bool | None = None
     activation: bool | None = Field(default=None, description="`use_activation`, as vLLM called it before 0.11.2.")
