@@ -20,7 +20,9 @@ def test_the_python_example(service_url, capsys):
 
 def test_the_curl_example(service_url, tokens_file):
     (example,) = re.findall(r"^(curl .*?)\n```", DOCS, re.DOTALL | re.MULTILINE)
-    command = example.replace("http://127.0.0.1:8000", service_url).replace("$(cat tokens.txt)", TOKEN)
+    command = (
+        example.replace("\\\n", " ").replace("http://127.0.0.1:8000", service_url).replace("$(cat tokens.txt)", TOKEN)
+    )
     done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
     assert '"community":"Brevia"' in done.stdout and '"scores":[' in done.stdout
 
