@@ -49,6 +49,7 @@ def test_wandb(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "120")  # seconds for its own process to start; 30 were once too few here
     with tracking(["wandb"], info(tmp_path)) as trackers:
         trackers.metrics(0, {"reward": 1.5})
         trackers.samples(0, ROWS)
