@@ -16,6 +16,7 @@ import numpy as np
 
 from scpo_ray.errors import DataError, ScpoError
 from scpo_ray.formatting import TokenSequence
+from scpo_ray.scoring_cost import ScoringCost
 from scpo_ray.serving.adapters import AdapterScorer
 from scpo_ray.serving.catalog import ServedModel
 from scpo_ray.serving.loading import LoadedModels
@@ -44,17 +45,6 @@ class Item:
 
 
 @dataclass
-class Load:
-    """What a batcher has done so far."""
-
-    num_batches: int = 0
-    num_sequences: int = 0
-    num_tokens: int = 0
-    num_padded_tokens: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
 class Batcher:
     """A queue before one computing thread. Use it from one event loop.
 
@@ -67,7 +57,9 @@ class Batcher:
     models: LoadedModels
     tokens_per_batch: int
     max_queued: int
-    load: Load = field(default_factory=Load)
+    cost: ScoringCost = field(default_factory=ScoringCost)
+    busy_s: float = 0.0
+    """Time in forward passes, and in loading what they needed."""
     _queue: dict[str, list[Item]] = field(default_factory=dict)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="forward"))
     _running: "asyncio.Task[None] | None" = None
@@ -80,7 +72,7 @@ class Batcher:
     @property
     def retry_after_s(self) -> int:
         """Whole seconds after which most of what waits will have been computed, 1 to 60."""
-        rate = self.load.num_sequences / self.load.seconds if self.load.seconds else 1.0
+        rate = self.cost.num_responses / self.busy_s if self.busy_s else 1.0
         return int(min(60, max(1, round(self.num_queued / max(rate, 1e-3)))))
 
     def submit(self, wanted: "Sequence[tuple[ServedModel, TokenSequence]]") -> "list[asyncio.Future[float]]":
@@ -155,11 +147,11 @@ class Batcher:
 
     def _note(self, batch: Sequence[Item], seconds: float) -> None:
         lengths = [item.length for item in batch]
-        self.load.num_batches += 1
-        self.load.num_sequences += len(batch)
-        self.load.num_tokens += sum(lengths)
-        self.load.num_padded_tokens += max(lengths) * len(lengths)
-        self.load.seconds += seconds
+        self.cost.num_forward_passes += 1
+        self.cost.num_responses += len(batch)
+        self.cost.num_tokens += sum(lengths)
+        self.cost.num_padded_tokens += max(lengths) * len(lengths)
+        self.busy_s += seconds
 
     def _forward(self, batch: Sequence[Item]) -> np.ndarray:
         """In the computing thread."""

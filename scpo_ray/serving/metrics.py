@@ -50,26 +50,32 @@ class _RewardsCollector(Collector):
         self._rewards = rewards
 
     def collect(self) -> list[Metric]:
-        load, cache = self._rewards.batcher.load, self._rewards.cache
+        batcher, cache = self._rewards.batcher, self._rewards.cache
+        cost = batcher.cost
         made: list[tuple[Callable[..., Metric], str, str, float]] = [
             (
                 GaugeMetricFamily,
                 "scpo_queued_responses",
                 "Responses times models that wait.",
-                self._rewards.batcher.num_queued,
+                batcher.num_queued,
             ),
             (GaugeMetricFamily, "scpo_cached_rewards", "Rewards remembered.", len(cache)),
             (
                 CounterMetricFamily,
                 "scpo_model_loads",
                 "Whole models read into memory.",
-                self._rewards.batcher.models.num_loads,
+                batcher.models.num_loads,
             ),
             (CounterMetricFamily, "scpo_cache_hits", "Rewards that were remembered when asked for.", cache.num_hits),
-            (CounterMetricFamily, "scpo_forward_passes", "Batches computed.", load.num_batches),
-            (CounterMetricFamily, "scpo_scored_responses", "Responses computed.", load.num_sequences),
-            (CounterMetricFamily, "scpo_scored_tokens", "Tokens computed, padding left out.", load.num_tokens),
-            (CounterMetricFamily, "scpo_padded_tokens", "Tokens computed with padding.", load.num_padded_tokens),
-            (CounterMetricFamily, "scpo_forward_seconds", "Time in forward passes.", load.seconds),
+            (CounterMetricFamily, "scpo_forward_passes", "Batches computed.", cost.num_forward_passes),
+            (CounterMetricFamily, "scpo_scored_responses", "Responses computed.", cost.num_responses),
+            (CounterMetricFamily, "scpo_scored_tokens", "Tokens computed, padding left out.", cost.num_tokens),
+            (CounterMetricFamily, "scpo_padded_tokens", "Tokens computed with padding.", cost.num_padded_tokens),
+            (
+                CounterMetricFamily,
+                "scpo_forward_seconds",
+                "Time in forward passes and in loading models.",
+                batcher.busy_s,
+            ),
         ]
         return [kind(name, text, value=value) for kind, name, text, value in made]

@@ -90,7 +90,7 @@ def test_two_requests_that_share_a_text_share_its_computation_also_when_one_give
         await asyncio.sleep(0)
         tasks[0].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        return results, rewards.batcher.load.num_sequences
+        return results, rewards.batcher.cost.num_responses
 
     results, num_computed = asyncio.run(run())
     assert isinstance(results[0], asyncio.CancelledError)
