@@ -84,10 +84,11 @@ def test_callers_who_give_up_do_not_load_a_model_twice(tiny_reward_model):
 
 def test_two_requests_that_share_a_text_share_its_computation_also_when_one_gives_up(tiny_reward_model):
     async def run():
-        rewards = Rewards(CONFIG, LoadedModels(1, lambda model: load_whole(CONFIG, model)))
+        rewards = Rewards(CONFIG, LoadedModels(1, Counting(seconds=0.3)))
         model, text = served(tiny_reward_model, 1), [Text(CONTEXT, "shared .")]
         tasks = [asyncio.create_task(rewards.of(model, text)) for _ in range(3)]
-        await asyncio.sleep(0)
+        while [one.num_waiting for one in rewards._pending.values()] != [3]:
+            await asyncio.sleep(0)
         tasks[0].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         return results, rewards.batcher.cost.num_responses
