@@ -60,12 +60,14 @@ def at_work(
     reward_models: Mapping[str, str],
     format_config: FormatConfig,
     score_config: ScoreConfig,
+    with_learners: bool = False,
 ) -> Iterator[Crew]:
-    """Every actor started, while the block lasts.
+    """Every actor started, all kinds at the same time, while the block lasts.
 
     Args:
         policy: the start policy's folder: what the engines can run.
         reward_models: name -> folder.
+        with_learners: let the learners' processes start too; their group meets with `learners.start`.
 
     Raises:
         ConfigError: the cluster has too little for the placement.
@@ -100,8 +102,11 @@ def at_work(
         )
         try:
             scorers = Scorers(pool, list(reward_models))
-            scorers.load()
-            engines.load()
+            loading_engines, loading_scorers = engines.begin_load(), scorers.begin_load()
+            if with_learners:
+                learners.spawn()
+            pool.collect(loading_scorers)  # first: a broken reward model is known long before vLLM has started
+            engines.pool.collect(loading_engines)
             yield Crew(engines, scorers, learners, failures, precision, config.transfer)
         finally:
             learners.stop()

@@ -40,13 +40,9 @@ class Engines:
 
         self.pool = Pool("rollout engine", number, start, failures, ready=self._resynchronise)
 
-    def load(self) -> None:
-        """Until all have started.
-
-        Raises:
-            ModelError: vLLM cannot run the policy here.
-        """
-        self.pool.all("load")
+    def begin_load(self) -> list[Call]:
+        """Start vLLM everywhere; collecting it raises ModelError where vLLM cannot run the policy."""
+        return [self.pool.submit(index, "load") for index in range(len(self.pool))]
 
     def synchronise(self, update: WeightUpdate) -> float:
         """Load published weights everywhere and prove it; the largest canary difference, nats.

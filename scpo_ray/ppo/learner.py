@@ -59,6 +59,13 @@ class Learner:
         """Of the actor's process."""
         return os.getpid()
 
+    def import_libraries(self) -> None:
+        """What `begin` needs, which takes seconds."""
+        import deepspeed  # noqa: F401
+
+        import scpo_ray.ppo.forward
+        import scpo_ray.training.engine  # noqa: F401
+
     def address(self) -> tuple[str, int]:
         """Where the group can meet: this rank's host and a free port."""
         with socket.socket() as free:

@@ -24,7 +24,7 @@ class LearnerDied(Exception):
 
 
 class Learners:
-    """A group of ranks; nothing runs before `start`.
+    """A group of ranks; nothing runs before `spawn` or `start`.
 
     Args:
         options: for rank i, what `ray.remote(...).options` takes.
@@ -33,29 +33,38 @@ class Learners:
     def __init__(self, config: LearnerConfig, options: Callable[[int], dict], *, threads: int) -> None:
         self._config, self._options, self._threads = config, options, threads
         self.actors: list[Any] = []
+        self._spawned: list[Any] = []
         self.has_changed = True
         """The ranks are new since this was last set to false."""
 
-    def start(self) -> None:
-        """Start (again) every rank and let them meet."""
-        self.stop()
-        self.has_changed = True
+    def spawn(self) -> None:
+        """Let every rank's process start and import its libraries, without waiting: other actors can load meanwhile."""
         learner = ray.remote(Learner)
         number = self._config.num_learners
-        self.actors = [
+        self._spawned = [
             learner.options(**self._options(rank)).remote(
                 rank, number, threads=self._threads, uses_gpu=self._config.gpus_per_learner > 0
             )
             for rank in range(number)
         ]
+        for actor in self._spawned:
+            actor.import_libraries.remote()
+
+    def start(self) -> None:
+        """Start (again) every rank, unless it has just been spawned, and let them meet."""
+        if self.actors or not self._spawned:
+            self.stop()
+            self.spawn()
+        self.has_changed = True
+        self.actors, self._spawned = self._spawned, []
         host, port = self._all_of([self.actors[0].address.remote()])[0]
         self._all("connect", host, port)
 
     def stop(self) -> None:
         """Kill every rank."""
-        for actor in self.actors:
+        for actor in (*self.actors, *self._spawned):
             ray.kill(actor)
-        self.actors = []
+        self.actors, self._spawned = [], []
 
     def begin(self, task: LearnerTask) -> None:
         """Load a task's start policy on every rank."""

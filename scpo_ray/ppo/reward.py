@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scpo_ray.config import FormatConfig, ScoreConfig
 from scpo_ray.errors import ConfigError
-from scpo_ray.ppo.actors import Pool
+from scpo_ray.ppo.actors import Call, Pool
 from scpo_ray.ppo.records import Answer, Rewards
 from scpo_ray.records import response_id
 
@@ -66,9 +66,9 @@ class Scorers:
         self._pool = pool
         self._home = {name: index % len(pool) for index, name in enumerate(names)}
 
-    def load(self) -> None:
-        """Have every model in memory, so that a broken one is known before anything else begins."""
-        self._pool.collect([self._pool.submit(index, "load", name) for name, index in self._home.items()])
+    def begin_load(self) -> list[Call]:
+        """Start to have every model in memory; collecting it raises ModelError where one cannot be loaded."""
+        return [self._pool.submit(index, "load", name) for name, index in self._home.items()]
 
     def score(self, wanted: Mapping[str, Sequence[Answer]]) -> dict[str, Rewards]:
         """Rewards of each model for its answers, each distinct (context, response) computed once.

@@ -63,6 +63,7 @@ def run(config: Config) -> str:
             reward_models=reward_models,
             format_config=config.format,
             score_config=config.score.model_copy(update={"precision": recipes.score_precision(config)}),
+            with_learners=True,
         ) as crew:
             for target, recipe in plan.missing.items():
                 Controller(config, directory, plan, target, recipe, crew, known_scales).run()

@@ -17,9 +17,9 @@ SETTINGS: dict[str, dict] = {
         }
     },
     "format": {"max_tokens": 80},
-    "train_global": {"epochs": 4, "learning_rate": 2e-3},
+    "train_global": {"epochs": 3, "learning_rate": 2e-3},
     "train": {"epochs": 10, "learning_rate": 1e-3, "num_seeds": 2},
-    "sft": {"responses": "chosen", "epochs": 12, "learning_rate": 3e-3, "checkpoint_every_steps": 40},
+    "sft": {"responses": "chosen", "epochs": 8, "learning_rate": 3e-3, "checkpoint_every_steps": 40},
     "ppo": {
         "num_steps": 10,
         "prompts_per_step": 64,
