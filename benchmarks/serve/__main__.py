@@ -71,7 +71,7 @@ def bare(place: str, seed: int) -> float:
 
     torch.set_num_threads(THREADS)
     folder = Path(place) / "adapters-1/global_model"
-    scorer = RewardScorer(folder, format_config=FormatConfig(), tokens_per_batch=4096, precision="float32")
+    scorer = RewardScorer(folder, format_config=FormatConfig(), tokens_per_batch=1024, precision="float32")
     number = NUM_REQUESTS[64]
     contexts, responses = [], []
     for prompt, texts in interactions(number, seed=seed):

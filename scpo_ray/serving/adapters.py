@@ -1,7 +1,7 @@
 """Many communities on one base in memory: every row of a batch goes through its own low-rank adapters and reward head.
 
-A batch that mixes communities is one forward pass: per adapted layer two small batched products are added to the base's,
-y = W x + B_c A_c x, with c the row's community.
+A batch that mixes communities is one forward pass: per adapted layer two small batched products, the second of which adds
+to the base's output in place, y = W x + B_c A_c x, with c the row's community.
 """
 
 import json
@@ -102,9 +102,13 @@ class BankedUpdate(nn.Module):
         """The base's output and each row's own update."""
         rows = self._selection.rows
         assert rows is not None
-        states = inputs if inputs.dim() == 3 else inputs.unsqueeze(1)
-        update = (states @ self.downs[rows].mT) @ self.ups[rows].mT
-        return self.base(inputs) + update.view(*inputs.shape[:-1], -1)
+        outputs = self.base(inputs)
+        kind = outputs.dtype  # bfloat16 under autocast, which does not see products in place
+        downs, ups = self.downs[rows].to(kind), self.ups[rows].to(kind)
+        states = (inputs if inputs.dim() == 3 else inputs.unsqueeze(1)).to(kind)
+        changed = outputs if outputs.dim() == 3 else outputs.unsqueeze(1)
+        changed.baddbmm_(torch.bmm(states, downs.mT), ups.mT)
+        return outputs
 
 
 class BankedLinear(nn.Module):

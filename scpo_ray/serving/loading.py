@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from scpo_ray import models
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
@@ -15,6 +17,7 @@ from scpo_ray.serving.adapters import AdapterScorer
 from scpo_ray.serving.catalog import Catalog, ServedModel
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+_CPU_TOKENS, _GPU_TOKENS = 1024, 16384
 
 
 class LoadedModels:
@@ -93,6 +96,11 @@ def load_models(config: ServeConfig, catalog: Catalog) -> LoadedModels:
     return found
 
 
+def tokens_per_batch(config: ServeConfig) -> int:
+    """As configured, or what suits the device."""
+    return config.tokens_per_batch or (_GPU_TOKENS if torch.cuda.is_available() else _CPU_TOKENS)
+
+
 def load_whole(config: ServeConfig, model: ServedModel) -> RewardScorer:
     """A community's whole model.
 
@@ -103,7 +111,7 @@ def load_whole(config: ServeConfig, model: ServedModel) -> RewardScorer:
     scorer = RewardScorer(
         Path(model.folder),
         format_config=model.format,
-        tokens_per_batch=config.tokens_per_batch,
+        tokens_per_batch=tokens_per_batch(config),
         precision=config.precision,
         safetensors_only=True,
     )
@@ -117,7 +125,7 @@ def _load_base(config: ServeConfig, sharing: dict[str, ServedModel]) -> AdapterS
         Path(first.folder),
         {name: None if each.adapter is None else Path(each.adapter) for name, each in sharing.items()},
         format_config=first.format,
-        tokens_per_batch=config.tokens_per_batch,
+        tokens_per_batch=tokens_per_batch(config),
         precision=config.precision,
     )
 

@@ -13,7 +13,7 @@ from scpo_ray.records import Message
 from scpo_ray.serving.batching import Batcher
 from scpo_ray.serving.cache import Reward, RewardCache, reward_key, text_key
 from scpo_ray.serving.catalog import ServedModel
-from scpo_ray.serving.loading import Formatters, LoadedModels
+from scpo_ray.serving.loading import Formatters, LoadedModels, tokens_per_batch
 
 _TEXTS_AT_A_TIME = 32
 
@@ -48,7 +48,7 @@ class Rewards:
     """Use it from one event loop."""
 
     def __init__(self, config: ServeConfig, models: LoadedModels) -> None:
-        self.batcher = Batcher(models, config.tokens_per_batch, config.max_queued)
+        self.batcher = Batcher(models, tokens_per_batch(config), config.max_queued)
         self.cache = RewardCache(config.max_cached_rewards)
         self._formatters = Formatters()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
