@@ -18,6 +18,7 @@ def ray_cluster():
 
     # Read by the processes of the cluster: what an operator sets before `ray start` (docs/serving.md).
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "scpo_ray.serving.proxy:middlewares"
+    os.environ["SCPO_SERVE_HEAD_TIMEOUT_S"] = "4"
     connect()
     yield ray
     ray.shutdown()

@@ -31,6 +31,9 @@ class ServeConfig(Section):
     threads: int | None = Field(default=None, ge=1)
     """Torch threads per replica; unset: Ray's CPUs for the replica, at least 1."""
 
+    passes: int | None = Field(default=None, ge=1)
+    """Forward passes at a time, which divide the threads. Unset: 1 on a GPU or with one thread, else 2."""
+
     tokens_per_batch: int | None = Field(default=None, ge=64)
     """Padded tokens of one forward pass, over requests and communities. Unset: 16384 on a GPU; 1024 on a CPU, which more does
     not make faster, while short batches hold less padding and answer sooner."""

@@ -5,6 +5,7 @@ to the base's output in place, y = W x + B_c A_c x, with c the row's community.
 """
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,8 @@ from scpo_ray.scoring import RewardScorer
 _PREFIX = "base_model.model."
 
 
-@dataclass
-class Selection:
-    """Which adapter each row of the batch in progress takes; all layers of a bank look here."""
+class Selection(threading.local):
+    """Which adapter each row of the batch in progress takes; all layers of a bank look here, in the thread that computes."""
 
     rows: Tensor | None = None
 

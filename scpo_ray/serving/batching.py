@@ -1,18 +1,23 @@
 """Forward passes shared by whoever asks at the same time: dynamic batches by token budget, over requests and communities.
 
-While one batch is computed, what comes in waits; the next batch is built around whoever has waited longest, of sequences of
+While batches are computed, what comes in waits; the next batch is built around whoever has waited longest, of sequences of
 similar length, so that little is padded and nobody starves. Batches never mix models, and mix communities freely where
-these share a base. A model that is not in memory is loaded on its turn, by the one thread that computes: what is in memory
-stays bounded whatever is asked at once, and a caller who gives up costs nobody a second load.
+these share a base. A model that is not in memory is loaded on its turn, where it is computed: what is in memory stays
+bounded whatever is asked at once, and a caller who gives up costs nobody a second load.
+
+On a CPU two passes run side by side on half the threads each: the threads of one pass wait for each other after every
+product, and whatever else runs on the machine makes them wait longer.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from scpo_ray.errors import DataError, ScpoError
 from scpo_ray.formatting import TokenSequence
@@ -46,23 +51,31 @@ class Item:
 
 @dataclass
 class Batcher:
-    """A queue before one computing thread. Use it from one event loop.
+    """A queue before the threads that compute. Use it from one event loop.
 
     Args:
         models: what is in memory.
         tokens_per_batch: padded tokens of one forward pass; a longer sequence goes alone.
         max_queued: sequences that may wait.
+        num_passes: forward passes at a time; while fewer run, each has more of the torch threads.
+        num_threads: torch threads of all passes together.
     """
 
     models: LoadedModels
     tokens_per_batch: int
     max_queued: int
+    num_passes: int = 1
+    num_threads: int = 1
     cost: ScoringCost = field(default_factory=ScoringCost)
     busy_s: float = 0.0
-    """Time in forward passes, and in loading what they needed."""
+    """Time in forward passes, summed over those that run side by side, and in loading what they needed."""
     _queue: dict[str, list[Item]] = field(default_factory=dict)
-    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="forward"))
-    _running: "asyncio.Task[None] | None" = None
+    _running: "set[asyncio.Task[None]]" = field(default_factory=set)
+    """One per pass that runs, or is about to."""
+    _num_computing: int = 0
+
+    def __post_init__(self) -> None:
+        self._threads = ThreadPoolExecutor(self.num_passes, thread_name_prefix="forward")
 
     @property
     def num_queued(self) -> int:
@@ -72,7 +85,7 @@ class Batcher:
     @property
     def retry_after_s(self) -> int:
         """Whole seconds after which most of what waits will have been computed, 1 to 60."""
-        rate = self.cost.num_responses / self.busy_s if self.busy_s else 1.0
+        rate = self.num_passes * self.cost.num_responses / self.busy_s if self.busy_s else 1.0
         return int(min(60, max(1, round(self.num_queued / max(rate, 1e-3)))))
 
     def submit(self, wanted: "Sequence[tuple[ServedModel, TokenSequence]]") -> "list[asyncio.Future[float]]":
@@ -91,8 +104,10 @@ class Batcher:
         items = [Item(model, sequence, loop.create_future()) for model, sequence in wanted]
         for item in items:
             self._queue.setdefault(item.model.key, []).append(item)
-        if items and (self._running is None or self._running.done()):
-            self._running = loop.create_task(self._run())
+        for _ in range(min(len(items), self.num_passes - len(self._running))):
+            task = loop.create_task(self._run())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
         return [item.answer for item in items]
 
     def check_fits(self, number: int) -> None:
@@ -110,9 +125,12 @@ class Batcher:
         """Batch after batch, until nothing waits."""
         loop = asyncio.get_running_loop()
         while batch := self._next():
+            self._num_computing += 1
             start = time.perf_counter()
-            future = loop.run_in_executor(self._thread, self._forward, batch)
+            num_threads = max(1, self.num_threads // len(self._running))
+            future = loop.run_in_executor(self._threads, self._forward, batch, num_threads)
             await asyncio.wait([future])
+            self._num_computing -= 1
             self._note(batch, time.perf_counter() - start)
             error = future.exception()
             for place, item in enumerate(batch):
@@ -130,20 +148,31 @@ class Batcher:
             if not alive:
                 del self._queue[key]
                 continue
+            budget = self._budget()
             first = alive[0]
             batch, longest = [first], first.length
             for item in sorted(alive[1:], key=lambda item: abs(item.length - first.length)):
                 longest = max(longest, item.length)
-                if longest * (len(batch) + 1) > self.tokens_per_batch:
+                if longest * (len(batch) + 1) > budget:
                     break
                 batch.append(item)
             chosen = set(map(id, batch))
             rest = [item for item in alive if id(item) not in chosen]
             del self._queue[key]
-            if rest:
+            if rest and budget < self.tokens_per_batch:
+                self._queue = {key: rest, **self._queue}  # for the pass that is free as well
+            elif rest:
                 self._queue[key] = rest  # behind the other models: they take turns
             return batch
         return []
+
+    def _budget(self) -> int:
+        """Padded tokens of the next batch: the configured ones, or less where little waits and several passes are free."""
+        num_free = max(1, len(self._running) - self._num_computing)
+        if num_free == 1:
+            return self.tokens_per_batch
+        waiting = sum(item.length for items in self._queue.values() for item in items)
+        return min(self.tokens_per_batch, math.ceil(waiting / num_free))
 
     def _note(self, batch: Sequence[Item], seconds: float) -> None:
         lengths = [item.length for item in batch]
@@ -153,13 +182,15 @@ class Batcher:
         self.cost.num_padded_tokens += max(lengths) * len(lengths)
         self.busy_s += seconds
 
-    def _forward(self, batch: Sequence[Item]) -> np.ndarray:
-        """In the computing thread."""
-        scorer, sequences = self.models.get(batch[0].model), [item.sequence for item in batch]
-        if isinstance(scorer, AdapterScorer):
-            return scorer.forward_for(sequences, [item.model.community for item in batch])
-        return scorer.forward(sequences)
+    def _forward(self, batch: Sequence[Item], num_threads: int) -> np.ndarray:
+        """In a computing thread."""
+        torch.set_num_threads(num_threads)  # of this thread's own products
+        sequences = [item.sequence for item in batch]
+        with self.models.used(batch[0].model) as scorer:
+            if isinstance(scorer, AdapterScorer):
+                return scorer.forward_for(sequences, [item.model.community for item in batch])
+            return scorer.forward(sequences)
 
     def close(self) -> None:
-        """End the thread once its batch is done."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the threads once their batches are done."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,9 +1,11 @@
 """What a replica has in memory: a bounded number of whole models, the bases that adapters share, tokenizers."""
 
+import contextlib
 import hashlib
 import json
-from collections import OrderedDict
-from collections.abc import Callable
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,41 +20,78 @@ from scpo_ray.serving.catalog import Catalog, ServedModel
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _CPU_TOKENS, _GPU_TOKENS = 1024, 16384
+_CPU_PASSES = 2
 
 
 class LoadedModels:
-    """Scorers by `ServedModel.key`, least recently used out before the next one comes in. Use it from one thread.
+    """Scorers by `ServedModel.key`, least recently used out before the next one comes in. Threads may share it.
 
     Args:
         load: makes the scorer of a whole model.
-        max_models: whole models at a time; bases that adapters share are loaded by `load_bases` and stay.
+        max_models: whole models at a time; bases that adapters share are loaded by `load_models` and stay.
     """
 
     def __init__(self, max_models: int, load: Callable[[ServedModel], RewardScorer]) -> None:
         self._max_models, self._load = max_models, load
         self._bases: dict[str, RewardScorer] = {}
         self._models: OrderedDict[str, RewardScorer] = OrderedDict()
+        self._num_users: Counter[str] = Counter()
+        self._released = threading.Condition()
+        self._loading = threading.Lock()
         self.num_loads = 0
 
     def add_base(self, key: str, scorer: AdapterScorer) -> None:
         """Keep a base for good."""
         self._bases[key] = scorer
 
-    def get(self, model: ServedModel) -> RewardScorer:
-        """The scorer of a model, loaded where it is not there.
+    @contextlib.contextmanager
+    def used(self, model: ServedModel) -> Iterator[RewardScorer]:
+        """The scorer of a model, loaded where it is not there, and kept while the block lasts.
 
         Raises:
             ModelError: it cannot be loaded.
         """
         if model.key in self._bases:
-            return self._bases[model.key]
-        if model.key not in self._models:
-            while len(self._models) >= self._max_models:
-                self._models.popitem(last=False)
+            yield self._bases[model.key]
+            return
+        scorer = self._take(model) or self._load_into_place(model)
+        try:
+            yield scorer
+        finally:
+            del scorer
+            with self._released:
+                self._num_users[model.key] -= 1
+                self._released.notify_all()
+
+    def _take(self, model: ServedModel) -> RewardScorer | None:
+        """What is there already, marked as used."""
+        with self._released:
+            if model.key not in self._models:
+                return None
+            self._num_users[model.key] += 1
+            self._models.move_to_end(model.key)
+            return self._models[model.key]
+
+    def _load_into_place(self, model: ServedModel) -> RewardScorer:
+        """One at a time, and only once there is room: a model that is being used is not dropped."""
+        with self._loading:
+            found = self._take(model)  # another thread may have loaded it meanwhile
+            if found is not None:
+                return found
+            with self._released:
+                self._released.wait_for(lambda: len(self._models) < self._max_models or self._unused())
+                while len(self._models) >= self._max_models:
+                    del self._models[self._unused()[0]]
             self.num_loads += 1
-            self._models[model.key] = self._load(model)
-        self._models.move_to_end(model.key)
-        return self._models[model.key]
+            scorer = self._load(model)
+            with self._released:
+                self._models[model.key] = scorer
+                self._num_users[model.key] += 1
+            return scorer
+
+    def _unused(self) -> list[str]:
+        """Keys that nobody uses, the one that was used longest ago first."""
+        return [key for key in self._models if not self._num_users[key]]
 
 
 class Formatters:
@@ -99,6 +138,11 @@ def load_models(config: ServeConfig, catalog: Catalog) -> LoadedModels:
 def tokens_per_batch(config: ServeConfig) -> int:
     """As configured, or what suits the device."""
     return config.tokens_per_batch or (_GPU_TOKENS if torch.cuda.is_available() else _CPU_TOKENS)
+
+
+def num_passes(config: ServeConfig, *, num_threads: int) -> int:
+    """As configured, or what suits the device."""
+    return config.passes or (1 if torch.cuda.is_available() or num_threads == 1 else _CPU_PASSES)
 
 
 def load_whole(config: ServeConfig, model: ServedModel) -> RewardScorer:

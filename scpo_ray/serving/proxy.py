@@ -1,4 +1,4 @@
-"""In front of the replicas: a replica that dies under a request makes a 503 with Retry-After, not a bare 500.
+"""In front of the replicas: one that dies under a request makes a 503 with Retry-After, and heads are bounded.
 
 Ray Serve's proxies load this where the cluster is started with
 
@@ -8,6 +8,8 @@ Ray Serve's proxies load this where the cluster is started with
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from scpo_ray.serving import heads
 
 ROUTING_HEADER = b"serve_multiplexed_model_id"
 _MAX_NAMES, _MAX_LENGTH = 1024, 200
@@ -56,5 +58,6 @@ class Refuse:
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray Serve's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` or `HTTPOptions.middlewares`."""
+    """For Ray Serve's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`: called in a proxy before its server starts."""
+    heads.bound()
     return [Middleware(Refuse)]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
+
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter, TokenSequence
@@ -13,7 +15,7 @@ from scpo_ray.records import Message
 from scpo_ray.serving.batching import Batcher
 from scpo_ray.serving.cache import Reward, RewardCache, reward_key, text_key
 from scpo_ray.serving.catalog import ServedModel
-from scpo_ray.serving.loading import Formatters, LoadedModels, tokens_per_batch
+from scpo_ray.serving.loading import Formatters, LoadedModels, num_passes, tokens_per_batch
 
 _TEXTS_AT_A_TIME = 32
 
@@ -48,7 +50,14 @@ class Rewards:
     """Use it from one event loop."""
 
     def __init__(self, config: ServeConfig, models: LoadedModels) -> None:
-        self.batcher = Batcher(models, tokens_per_batch(config), config.max_queued)
+        num_threads = torch.get_num_threads()
+        self.batcher = Batcher(
+            models,
+            tokens_per_batch(config),
+            config.max_queued,
+            num_passes=num_passes(config, num_threads=num_threads),
+            num_threads=num_threads,
+        )
         self.cache = RewardCache(config.max_cached_rewards)
         self._formatters = Formatters()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")

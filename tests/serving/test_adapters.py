@@ -1,6 +1,7 @@
 """Adapters of many communities on one base, against each of them folded into a model of its own."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -62,6 +63,17 @@ def test_a_batch_of_mixed_communities_gives_each_row_its_own_reward(saved):
     wanted = [expected[community][row] for community, row in zip(communities, rows, strict=True)]
     assert found.tolist() == pytest.approx(wanted, abs=1e-5)
     assert len({round(rewards[0], 3) for rewards in expected.values()}) == 4
+
+
+def test_two_threads_may_ask_at_the_same_time(saved):
+    scorer = scorer_of(saved)
+    sequences = scorer.formatter.format([CONTEXT] * len(TEXTS), TEXTS)
+    batches = [([number] * 3, sequences[place : place + 3]) for number in "012" for place in (0, 1)]
+    alone = [scorer.forward_for(texts, communities).tolist() for communities, texts in batches]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(lambda batch: scorer.forward_for(batch[1], batch[0]).tolist(), batches * 30))
+    for place, found in enumerate(together):
+        assert found == pytest.approx(alone[place % len(batches)], abs=1e-6)
 
 
 def test_the_base_is_in_memory_once(saved):

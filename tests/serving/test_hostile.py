@@ -1,6 +1,7 @@
 """What strangers, mistakes and bad luck send: refused in one line, cheaply, and nobody else notices."""
 
 import json
+import select
 import socket
 import time
 from urllib.parse import urlsplit
@@ -202,10 +203,45 @@ def test_slow_senders_are_cut_off_and_hold_nobody_up(strict_url, ask):
     start = time.perf_counter()
     assert ask.post(f"{strict_url}/v1/score", json=GOOD).status_code == 200
     assert time.perf_counter() - start < 3
-    answer = sockets[0].recv(4096)
-    assert b" 408 " in answer.splitlines()[0]
-    for one in sockets:
+    for number, one in enumerate(sockets):  # half of them never ended their head
+        answer = one.recv(4096)
+        assert b" 408 " in answer.splitlines()[0]
+        assert (b"head: not complete within 4 s" in answer) == bool(number % 2)
         one.close()
+
+
+def test_a_head_that_dribbles_is_cut_off_on_a_connection_that_was_good_before(strict_url):
+    """The second request's head: a byte every half second, so that something always comes."""
+    parts = urlsplit(strict_url)
+    with socket.create_connection((parts.hostname, parts.port or 80), timeout=10) as one:
+        one.sendall(f"GET {parts.path}/healthz HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert b" 200 " in one.recv(4096).splitlines()[0]
+        start, answer = time.perf_counter(), b""
+        for byte in b"GET / HTTP/1.1\r\nX-Slow: 0123456789":
+            one.sendall(bytes([byte]))
+            if select.select([one], [], [], 0.5)[0]:
+                answer = one.recv(4096)
+                break
+        assert b" 408 " in answer.splitlines()[0]
+        assert 3 < time.perf_counter() - start < 8
+
+
+def test_a_head_without_end_is_cut_off(strict_url):
+    parts = urlsplit(strict_url)
+    with socket.create_connection((parts.hostname, parts.port or 80), timeout=10) as one:
+        one.sendall(b"GET / HTTP/1.1\r\n")
+        for number in range(100):
+            one.sendall(b"X-%d: %s\r\n" % (number, b"a" * 2000))
+            if select.select([one], [], [], 0.02)[0]:
+                break
+        assert b" 431 " in one.recv(4096).splitlines()[0]
+        assert 32 <= number < 60
+
+
+def test_a_connection_on_which_nothing_is_asked_is_closed(strict_url):
+    parts = urlsplit(strict_url)
+    with socket.create_connection((parts.hostname, parts.port or 80), timeout=10) as one:
+        assert one.recv(4096) == b""
 
 
 def test_beyond_the_queue_requests_get_429_and_when_to_come_back(strict_url):

@@ -1,6 +1,7 @@
 """What is in memory stays bounded, whatever is asked at once."""
 
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 from scpo_ray.config import FormatConfig
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
+from scpo_ray.formatting import Formatter
+from scpo_ray.models import load_tokenizer
 from scpo_ray.scoring import RewardScorer
+from scpo_ray.serving.batching import Batcher
 from scpo_ray.serving.catalog import ServedModel
 from scpo_ray.serving.loading import LoadedModels, load_whole
 from scpo_ray.serving.rewards import Rewards, Text
@@ -97,6 +101,74 @@ def test_two_requests_that_share_a_text_share_its_computation_also_when_one_give
     assert isinstance(results[0], asyncio.CancelledError)
     assert results[1] == results[2]
     assert num_computed == 1
+
+
+def test_a_model_that_is_being_used_stays_and_the_next_one_waits(tiny_reward_model):
+    load, order = Counting(), []
+    first, second = served(tiny_reward_model, 2)
+    loaded = LoadedModels(1, load)
+
+    def ask_second():
+        with loaded.used(second):
+            order.append("second is there")
+
+    with loaded.used(first) as scorer, loaded.used(first) as again:
+        assert again is scorer
+        del again
+        other = threading.Thread(target=ask_second)
+        other.start()
+        other.join(0.5)
+        assert load.alive == ["c0"] and other.is_alive()
+        order.append("first is left")
+        del scorer
+    other.join(30)
+    assert order == ["first is left", "second is there"]
+    assert load.alive == ["c1"] and load.peak == 1 and loaded.num_loads == 2
+
+
+def test_a_model_that_cannot_be_loaded_leaves_room_for_others(tiny_reward_model):
+    first, second = served(tiny_reward_model, 2)
+
+    def load(model):
+        if model is first:
+            raise ModelError("broken")
+        return load_whole(CONFIG, model)
+
+    loaded = LoadedModels(1, load)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="broken"), loaded.used(first):
+            pass
+        with loaded.used(second) as scorer:
+            assert isinstance(scorer, RewardScorer)
+
+
+def test_two_passes_divide_what_waits_and_run_side_by_side(tiny_reward_model):
+    """The first pass ends only once the second one runs."""
+    met = threading.Barrier(2, timeout=30)
+    sizes = []
+
+    def load(model):
+        scorer = load_whole(CONFIG, model)
+
+        class Meeting:
+            def forward(self, sequences):
+                met.wait()
+                sizes.append(len(sequences))
+                return scorer.forward(sequences)
+
+        return Meeting()
+
+    async def run():
+        batcher = Batcher(LoadedModels(1, load), 1024, 100, num_passes=2, num_threads=2)
+        (model,) = served(tiny_reward_model, 1)
+        formatter = Formatter(load_tokenizer(tiny_reward_model), model.format)
+        sequences = formatter.format([CONTEXT] * 4, [f"text {word} ." for word in "abcd"])
+        rewards = await asyncio.gather(*batcher.submit([(model, sequence) for sequence in sequences]))
+        return rewards, [float(value) for value in load_whole(CONFIG, model).forward(sequences)]
+
+    found, expected = asyncio.run(run())
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert sizes == [2, 2]
 
 
 def test_a_model_that_changed_under_the_service_is_not_served(tiny_reward_model, tmp_path):

@@ -60,7 +60,8 @@ def test_served_rewards_are_those_of_training_time(kind, request, deploy, ask, c
     """Every response of a run under every community's model: whole decoders, whole encoders, adapters on one base."""
     run = controlled_run if kind == "decoders" else adapter_run
     if kind == "encoders":
-        url = deploy("encoders", models=folders(run), format={"max_tokens": 96}, max_loaded_models=2)
+        settings = {"format": {"max_tokens": 96}, "max_loaded_models": 2, "threads": 2}  # two passes side by side
+        url = deploy("encoders", models=folders(run), **settings)
     else:
         url = request.getfixturevalue("service_url" if kind == "decoders" else "adapters_url")
     contexts, responses = responses_of(run)

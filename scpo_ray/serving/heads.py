@@ -1,0 +1,89 @@
+"""A request's head has to come in time and to end: uvicorn, which Ray Serve's proxies run, bounds neither.
+
+Ray Serve lets nobody name a protocol class, so what uvicorn's `auto` stands for is set in the proxy's process.
+"""
+
+import asyncio
+import os
+
+import uvicorn.protocols.http.auto
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+TIMEOUT_VARIABLE = "SCPO_SERVE_HEAD_TIMEOUT_S"
+_DEFAULT_TIMEOUT_S = 10.0
+_MAX_HEAD_BYTES = 65_536
+
+
+class BoundedHeads(HttpToolsProtocol):
+    """Closes connections whose next head has not come within `SCPO_SERVE_HEAD_TIMEOUT_S` seconds of its first byte (408),
+    or of the connection, and those whose head is longer than 64 KiB (431)."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes: int | None = None
+    """Of the head that is being read, after the piece in which it began; None while there is none."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first head."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and count what belongs to a head."""
+        known = self._head_bytes
+        super().data_received(data)
+        if known is None or self._head_bytes is None:
+            return
+        self._head_bytes = known + len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large", f"head: longer than {_MAX_HEAD_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._head_bytes = 0
+        if self._timer is None:
+            self._wait_for_head()
+
+    def on_headers_complete(self) -> None:
+        """It is there."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody waits any longer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._timer = self.loop.call_later(timeout_s(), self._give_up)
+
+    def _stop_waiting(self) -> None:
+        self._head_bytes = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        if self._head_bytes is not None:
+            self._refuse(b"408 Request Timeout", f"head: not complete within {timeout_s():g} s")
+        else:
+            self.transport.close()  # nothing was asked
+
+    def _refuse(self, status: bytes, error: str) -> None:
+        """One line, unless an earlier request of this connection is being answered."""
+        self._stop_waiting()
+        if self.cycle is None or self.cycle.response_complete:
+            body = b'{"error":"%s"}' % error.encode()
+            fields = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + fields + body)
+        self.transport.close()
+
+
+def timeout_s() -> float:
+    """Seconds for a head."""
+    return float(os.environ.get(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S))
+
+
+def bound() -> None:
+    """For every HTTP server that this process starts from now on."""
+    uvicorn.protocols.http.auto.AutoHTTPProtocol = BoundedHeads
