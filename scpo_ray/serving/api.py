@@ -81,13 +81,14 @@ _STATUS: tuple[tuple[type[ScpoError], int], ...] = (
 Community = Annotated[str, InPath(description="Whose reward model.", max_length=200)]
 
 
-def make_api(config: ServeConfig, service: Service, *, tokens: Tokens | None) -> FastAPI:
+def make_api(config: ServeConfig, service: Service, *, tokens: Tokens | None, replica: str) -> FastAPI:
     """The application, ready to be run by Ray Serve or any ASGI server.
 
     Args:
         tokens: None where authentication is off.
+        replica: its name in metrics.
     """
-    metrics = Metrics()
+    metrics = Metrics(replica)
     metrics.watch(service.rewards)
     api = FastAPIOffline(
         title="scpo_ray rewards",

@@ -74,7 +74,8 @@ def replica_class(max_loaded_models: int) -> type:
             """FastAPI around this replica's models; Ray Serve asks for it once."""
             needs_tokens = self._config.authentication == "bearer" and self._config.tokens_file is not None
             tokens = Tokens(str(self._config.tokens_file)) if needs_tokens else None
-            return make_api(self._config, self._service, tokens=tokens)
+            replica = serve.get_replica_context().replica_id.unique_id
+            return make_api(self._config, self._service, tokens=tokens, replica=replica)
 
         @serve.multiplexed(max_num_models_per_replica=max_loaded_models)
         async def _note(self, community: str) -> str:

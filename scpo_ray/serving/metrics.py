@@ -1,6 +1,6 @@
 """What one replica counts, in Prometheus' format."""
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -14,9 +14,14 @@ _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 
 
 class Metrics:
-    """Requests by route and status, their times, what waits, what was computed and what was remembered."""
+    """Requests by route and status, their times, what waits, what was computed and what was remembered.
 
-    def __init__(self) -> None:
+    Args:
+        replica: who counted: a scrape through a shared address reaches one replica or another.
+    """
+
+    def __init__(self, replica: str) -> None:
+        self._replica = replica
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "scpo_requests", "Requests answered, by route and status.", ["route", "status"], registry=self.registry
@@ -42,7 +47,15 @@ class Metrics:
 
     def text(self) -> bytes:
         """For a scrape."""
-        return generate_latest(self.registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, with the replica as a label."""
+        for metric in self.registry.collect():
+            metric.samples = [
+                sample._replace(labels={"replica": self._replica, **sample.labels}) for sample in metric.samples
+            ]
+            yield metric
 
 
 class _RewardsCollector(Collector):

@@ -208,4 +208,6 @@ def test_models_without_a_scale_are_served_raw_and_say_so(deploy, ask, adapter_r
 
 def counters(ask: httpx.Client, url: str) -> dict[str, float]:
     text = ask.get(f"{url}/metrics").text
-    return {name: float(value) for name, value in re.findall(r"^(scpo_\w+) (\S+)$", text, re.MULTILINE)}
+    found = re.findall(r'^(scpo_\w+){replica="(\w+)"} (\S+)$', text, re.MULTILINE)
+    assert len({replica for _, replica, _ in found}) == 1
+    return {name: float(value) for name, _, value in found}

@@ -51,7 +51,26 @@ def with_models(config: Config) -> None:
         stage.run(config)
 
 
+def one_policy(run_dir: str) -> None:
+    """One community's policy from nothing to its page; prints how long each stage took."""
+    import time
+
+    from scpo_ray.stages import ppo, prepare, score, select, sft, train, train_global
+
+    config = small_config(
+        run_dir,
+        train=SETTINGS["train"] | {"communities": [FIRST], "num_seeds": 1},
+        ppo=SETTINGS["ppo"] | {"communities": [FIRST]},
+    )
+    begin = start = time.monotonic()
+    for stage in (prepare, train_global, score, select, train, sft, ppo):
+        stage.run(config)
+        print(f"{stage.__name__.rpartition('.')[2]}: {time.monotonic() - start:.0f} s")
+        start = time.monotonic()
+    print(f"together: {start - begin:.0f} s")
+
+
 if __name__ == "__main__":
     import sys
 
-    with_models(small_config(sys.argv[1]))
+    one_policy(sys.argv[1])
