@@ -14,7 +14,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from scpo_ray.errors import ServiceError
 from scpo_ray.serving.schemas import (
+    CONTROL_CHARACTERS,
     CommunitiesResponse,
     CompareRequest,
     CompareResponse,
@@ -43,6 +44,8 @@ MODEL_HEADER = "serve_multiplexed_model_id"
 _BUSY = (429, 503)
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 16.0
+_MAX_REQUEST_CHARS = 500_000
+"""Of one request of a reward function: half of what a service bears unless its settings say otherwise."""
 
 
 class QuestionArguments(TypedDict, total=False):
@@ -275,14 +278,26 @@ class RewardFunction:
         for index, exchange in enumerate(exchanges):
             if not exchange.is_empty:
                 groups.setdefault(json.dumps(exchange.context), []).append(index)
-        size = self.max_responses
-        batches = [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
+        batches = [part for group in groups.values() for part in self._parts(group, exchanges)]
         rewards = [self.empty_reward] * len(exchanges)
         with self._client() as client, ThreadPoolExecutor(self.num_connections) as pool:
             scores = pool.map(lambda rows: self._scores(client, [exchanges[row] for row in rows]), batches)
             for row, score in zip(itertools.chain(*batches), itertools.chain(*scores), strict=True):
                 rewards[row] = score
         return rewards
+
+    def _parts(self, rows: Sequence[int], exchanges: Sequence[Exchange]) -> Iterator[list[int]]:
+        """As many responses per request as settings and the service bear, which counts a conversation with each of them."""
+        part, total = list[int](), 0
+        for row in rows:
+            size = len(exchanges[row].response) + sum(len(message["content"]) for message in exchanges[row].context)
+            if part and (len(part) == self.max_responses or total + size > _MAX_REQUEST_CHARS):
+                yield part
+                part, total = [], 0
+            part.append(row)
+            total += size
+        if part:
+            yield part
 
     def _client(self) -> Client:
         return Client(self.url, token=self.token, max_retries=self.max_retries, timeout_s=self.timeout_s)
@@ -303,7 +318,8 @@ reward_function = RewardFunction
 
 def _exchange(prompt: str | Sequence[Mapping], completion: str | Sequence[Mapping]) -> Exchange:
     """Of a completion of several messages the last is the response; those before it belong to what it answers."""
-    context = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(map(_message, prompt))
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    context = list(map(_message, messages))
     if isinstance(completion, str):
         return Exchange(context, plain_response(completion))
     *earlier, last = [_message(message) for message in completion] or [{"role": "assistant", "content": ""}]
@@ -316,7 +332,7 @@ def _message(message: Mapping) -> dict[str, str]:
         raise ServiceError(
             f"a message's content is {type(content).__name__}: {str(content)[:60]!r}; only texts have rewards"
         )
-    return {"role": message["role"], "content": content}
+    return {"role": message["role"], "content": CONTROL_CHARACTERS.sub("", content)}
 
 
 def _address(url: str) -> str:

@@ -173,6 +173,11 @@ class Formatter:
         messages = [dict(message) for message in context]
         head = self._head(context)
         full = self._rendered([*messages, {"role": "assistant", "content": response}])
+        if not full.startswith(head) and context[-1]["role"] == "assistant":
+            raise DataError(
+                "context: ends with the assistant's turn, which this model's chat template writes differently once it is "
+                "answered; end it with the user's"
+            )
         if not full.startswith(head):
             raise ModelError(
                 f"{self._tokenizer.name_or_path}: the chat template writes a context differently once it is answered; "

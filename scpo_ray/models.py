@@ -257,6 +257,12 @@ def native_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def writes_in_forward(model: PreTrainedModel) -> bool:
+    """Whether a forward pass changes the model: some rotary embeddings keep frequencies that fit the batch in hand."""
+    kinds = str(getattr(model.config, "rope_parameters", None))
+    return "'dynamic'" in kinds or "'longrope'" in kinds
+
+
 def keep_head_float32(model: PreTrainedModel) -> None:
     """Compute the reward head in float32 even under autocast: bfloat16 rewards near 1 are 1/128 apart and tie."""
     for name in _HEAD_NAMES:

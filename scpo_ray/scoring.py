@@ -1,5 +1,7 @@
 """The inner scorer: one model, many responses, one forward pass each. Needs torch and transformers alone."""
 
+import contextlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +30,7 @@ class Scores:
 
 
 class RewardScorer:
-    """A reward model that is loaded once and scores batches of a token budget.
+    """A reward model that is loaded once and scores batches of a token budget. Threads may share it.
 
     Args:
         folder: the model, transformers format.
@@ -60,12 +62,13 @@ class RewardScorer:
         self.formatter = Formatter(loaded.tokenizer, format_config)
         self._tokens_per_batch = tokens_per_batch
         self._bfloat16 = models.uses_bfloat16(precision, self._device)
+        self._turn = threading.Lock() if models.writes_in_forward(loaded.model) else contextlib.nullcontext()
 
     @torch.inference_mode()
     def forward(self, sequences: Sequence[TokenSequence]) -> Float32[np.ndarray, " sequences"]:
         """Rewards of one batch, one forward pass."""
         inputs = self.formatter.pad(sequences)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+        with self._turn, torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
         return logits.float().squeeze(-1).cpu().numpy()
 

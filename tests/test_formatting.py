@@ -193,6 +193,20 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token():
         Formatter(bare, FormatConfig())
 
 
+def test_a_template_that_rewrites_the_last_answer_takes_no_context_that_ends_in_one():
+    """As Qwen3's, which keeps thoughts in the last turn alone."""
+    tokenizer = models.train_tokenizer(TEXTS, vocab_size=100, architecture="llama")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}{{ ' (now)' if loop.last and message['role'] == 'assistant' }}"
+        "{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    formatter = Formatter(tokenizer, FormatConfig())
+    answered = [*CONTEXT, {"role": "assistant", "content": "fine"}]
+    with pytest.raises(DataError, match=r"context: ends with the assistant's turn.* end it with the user's"):
+        formatter.format([answered], ["thanks"])
+    assert formatter.format([[*answered, {"role": "user", "content": "why"}]], ["thanks"])
+
+
 def test_a_template_that_rewrites_the_context_is_refused():
     tokenizer = models.train_tokenizer(TEXTS, vocab_size=100, architecture="llama")
     tokenizer.chat_template = "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"

@@ -105,9 +105,7 @@ class Batcher:
         for item in items:
             self._queue.setdefault(item.model.key, []).append(item)
         for _ in range(min(len(items), self.num_passes - len(self._running))):
-            task = loop.create_task(self._run())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._running.add(loop.create_task(self._run()))
         return [item.answer for item in items]
 
     def check_fits(self, number: int) -> None:
@@ -122,7 +120,15 @@ class Batcher:
             )
 
     async def _run(self) -> None:
-        """Batch after batch, until nothing waits."""
+        """Batch after batch, until nothing waits; whoever comes in after that finds this pass gone and starts another."""
+        try:
+            await self._compute_all()
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            self._running.discard(task)
+
+    async def _compute_all(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._next():
             self._num_computing += 1

@@ -7,9 +7,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+from safetensors import SafetensorError, safe_open
 
 from scpo_ray import model_files, models
 from scpo_ray.artifacts import Manifest, RunDirectory, content_hash_of
@@ -47,6 +49,8 @@ class ServedModel:
     shares_base: bool = False
     """Served from one base with all others of its folder; the global model too, where the run's communities are adapters."""
     facts: Mapping[str, str] = field(default_factory=dict)
+    stamp: str | None = None
+    """Of its files when the catalog was read."""
 
     @property
     def key(self) -> str:
@@ -64,12 +68,13 @@ class Catalog:
     """Everyone who is served."""
 
     models: dict[str, ServedModel]
+    precision: str
 
     @property
     def digest(self) -> str:
-        """Changes with every weight and scale."""
-        parts = [(model.community, model.content_hash, str(model.scale)) for model in self.models.values()]
-        return content_hash_of(sorted(parts))[:16]
+        """Changes with every weight and scale, with how texts are read, and with the precision."""
+        parts = [(model.community, model.identity, str(model.scale)) for model in self.models.values()]
+        return content_hash_of([self.precision, *sorted(parts)])[:16]
 
     def sharing(self, base: str) -> dict[str, ServedModel]:
         """Community -> model, for all that sit on one base."""
@@ -96,7 +101,14 @@ def read_catalog(config: ServeConfig) -> Catalog:
         found = {name: found[name] for name in config.communities}
     for model in found.values():
         _check(model)
-    return Catalog(found)
+    return Catalog({name: replace(model, stamp=stamp(model)) for name, model in found.items()}, config.precision)
+
+
+def stamp(model: ServedModel) -> str:
+    """Changes when a file of the model is written anew, without reading it."""
+    folders = [Path(folder) for folder in (model.folder, model.adapter) if folder is not None]
+    states = [(path.name, path.stat()) for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    return content_hash_of([(name, state.st_size, state.st_mtime_ns) for name, state in states])
 
 
 def _of_run(run: RunDirectory) -> dict[str, ServedModel]:
@@ -194,8 +206,17 @@ def _check(model: ServedModel) -> None:
     """Refuse what must not or cannot be loaded, before a replica tries."""
     folder = Path(model.folder)
     models.check(folder, may_lack_head=False, max_tokens=model.format.max_tokens)
-    if not list(folder.glob("model*.safetensors")):
+    weights = list(folder.glob("model*.safetensors"))
+    if not weights:
         raise ModelError(f"{folder}: no safetensors weights; services load nothing else (pickles run code), convert it")
+    for path in weights:
+        try:
+            with safe_open(
+                path, framework="pt"
+            ):  # a cut file is refused: it would be missed once it is first asked for
+                pass
+        except SafetensorError as error:
+            raise ModelError(f"{path}: damaged ({error}); copy it again") from error
 
 
 def _global_folder(run: RunDirectory, ruler: Manifest) -> Path:

@@ -41,7 +41,8 @@ def application(config: ServeConfig, *, num_replicas: int = 1, num_cpus: float =
         ray_actor_options={"num_cpus": num_cpus},
         max_surge_percent=100,  # a new run's replicas are there before the old one's go
         max_ongoing_requests=512,  # the batcher wants to see all of them; max_queued bounds the work
-        max_queued_requests=1024,  # in the proxy, per replica's worth of callers: then 503
+        max_queued_requests=1024,  # in the proxy
+        backpressure_config={"status_code": 429, "retry_after_s": 1},  # beyond
         graceful_shutdown_timeout_s=config.body_timeout_s + config.deadline_s + 5,
     )
     return deployment.bind(config, catalog.digest)

@@ -1,4 +1,4 @@
-"""A request's head has to come in time and to end: uvicorn, which Ray Serve's proxies run, bounds neither.
+"""A request has to come in time and to end: uvicorn, which Ray Serve's proxies run, bounds neither head nor trailers.
 
 Ray Serve lets nobody name a protocol class, so what uvicorn's `auto` stands for is set in the proxy's process.
 """
@@ -16,7 +16,8 @@ _MAX_HEAD_BYTES = 65_536
 
 class BoundedHeads(HttpToolsProtocol):
     """Closes connections whose next head has not come within `SCPO_SERVE_HEAD_TIMEOUT_S` seconds of its first byte (408),
-    or of the connection, and those whose head is longer than 64 KiB (431)."""
+    or of the connection, and those whose head is longer than 64 KiB (431). Trailers are dropped. A request that was answered
+    before all of it had come has as long to end."""
 
     _timer: asyncio.TimerHandle | None = None
     _head_bytes: int | None = None
@@ -43,6 +44,24 @@ class BoundedHeads(HttpToolsProtocol):
         self._head_bytes = 0
         if self._timer is None:
             self._wait_for_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head; a trailer, which comes after it, is nobody's business."""
+        if self._head_bytes is not None:
+            super().on_header(name, value)
+
+    def on_response_complete(self) -> None:
+        """What still comes of an answered request is read for a while, so that its sender sees the answer."""
+        super().on_response_complete()
+        if self.cycle.more_body and self._timer is None:
+            self._timer = self.loop.call_later(timeout_s(), self.transport.close)
+
+    def on_message_complete(self) -> None:
+        """All of a request is there; one that was answered before leaves uvicorn without any timer."""
+        self._stop_waiting()
+        if self.cycle is not None and self.cycle.response_complete:
+            self._wait_for_head()
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         """It is there."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.scoring import RewardScorer
 from scpo_ray.serving.adapters import AdapterScorer
-from scpo_ray.serving.catalog import Catalog, ServedModel
+from scpo_ray.serving.catalog import Catalog, ServedModel, stamp
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _CPU_TOKENS, _GPU_TOKENS = 1024, 16384
@@ -165,19 +164,21 @@ def load_whole(config: ServeConfig, model: ServedModel) -> RewardScorer:
 
 def _load_base(config: ServeConfig, sharing: dict[str, ServedModel]) -> AdapterScorer:
     first = next(iter(sharing.values()))
-    return AdapterScorer(
+    scorer = AdapterScorer(
         Path(first.folder),
         {name: None if each.adapter is None else Path(each.adapter) for name, each in sharing.items()},
         format_config=first.format,
         tokens_per_batch=tokens_per_batch(config),
         precision=config.precision,
     )
+    for model in sharing.values():
+        _check_unchanged(model)
+    return scorer
 
 
 def _check_unchanged(model: ServedModel) -> None:
-    """A run that is trained again in place must not answer under its old name and scales."""
-    manifest = Path(model.folder) / "manifest.json"
-    if manifest.is_file() and json.loads(manifest.read_text()).get("content_hash") != model.content_hash:
+    """Models that are written anew in place must not answer under their old name and scales."""
+    if model.stamp is not None and stamp(model) != model.stamp:
         raise ModelError(
             f"{model.folder}: {model.community}'s model has changed since the service was deployed; deploy again"
         )

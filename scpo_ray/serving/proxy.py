@@ -13,6 +13,10 @@ from scpo_ray.serving import heads
 
 ROUTING_HEADER = b"serve_multiplexed_model_id"
 _MAX_NAMES, _MAX_LENGTH = 1024, 200
+_ERRORS = {
+    429: "busy: too many requests wait; try again",
+    503: "no replica answered, it died or is not there yet; try again",
+}
 
 
 class Refuse:
@@ -31,17 +35,21 @@ class Refuse:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        status = 503
         started = False
 
         async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
+            nonlocal started, status
+            if message["type"] == "http.response.start" and _is_of_the_proxy(message):
+                status = message["status"]
+            elif message["type"] == "http.response.start" or started:
+                started = True
+                await send(message)
 
         await self._app(scope | {"headers": self._headers(scope)}, receive, noted)
         if not started:
-            error = "the replica died before it answered; try again"
-            await JSONResponse({"error": error}, status_code=503, headers={"Retry-After": "1"})(scope, receive, send)
+            answer = JSONResponse({"error": _ERRORS[status]}, status_code=status, headers={"Retry-After": "1"})
+            await answer(scope, receive, send)
 
     def _headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         """Without routing names that would cost more than they help."""
@@ -55,6 +63,12 @@ class Refuse:
                 self._names.add(value)
             found.append((name, value))
         return found
+
+
+def _is_of_the_proxy(start: Message) -> bool:
+    """Whether Ray Serve's proxy refuses by itself, in plain text: too many wait, or nobody is there."""
+    headers = {name.lower(): value for name, value in start.get("headers", ())}
+    return start["status"] in _ERRORS and not headers.get(b"content-type", b"").startswith(b"application/json")
 
 
 def middlewares() -> list[Middleware]:

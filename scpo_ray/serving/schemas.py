@@ -2,10 +2,12 @@
 
 import math
 import re
+from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+_MAX_FIELDS = 64
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -35,6 +37,13 @@ class Wire(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, given: object) -> object:
+        if isinstance(given, dict) and len(given) > _MAX_FIELDS:  # each unknown one would be an error of its own
+            raise ValueError(f"{len(given)} fields; there are {', '.join(cls.model_fields)}")
+        return given
+
 
 class ChatMessage(Wire):
     """One turn of a conversation."""
@@ -53,14 +62,31 @@ def check_weights(weights: dict[str, float]) -> dict[str, float]:
         if weight < 0:
             raise ValueError(f"the weight of {community[:60]!r} is {weight:g}; weights are 0 or more")
     total = math.fsum(weights.values())
-    if abs(total - 1) > 1e-6:
-        raise ValueError(f"the weights sum to {total:g}; they must sum to 1")
+    if abs(total - 1) > _SUM_TOLERANCE:
+        raise ValueError(f"the weights sum to {total:.9g}; they must sum to 1")
     return weights
 
 
-Weights = Annotated[dict[str, float], Field(min_length=1, max_length=1024), AfterValidator(check_weights)]
+def check_number(given: object) -> object:
+    """A dictionary that is worth looking into.
+
+    Raises:
+        ValueError: it has more than `MAX_ITEMS` entries.
+    """
+    if isinstance(given, dict) and len(given) > MAX_ITEMS:
+        raise ValueError(f"{len(given)} weights; give at most {MAX_ITEMS}")
+    return given
+
+
 MAX_ITEMS = 1024
 """Of any list: longer ones are refused before their items are looked at. The service's settings ask for less."""
+_SUM_TOLERANCE = 1e-5
+Weights = Annotated[
+    dict[str, float],
+    Field(min_length=1, max_length=MAX_ITEMS),
+    BeforeValidator(check_number),
+    AfterValidator(check_weights),
+]
 Names = Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
@@ -83,7 +109,7 @@ class Question(Wire):
             raise ValueError("give either prompt or messages, one of the two")
         return self
 
-    @property
+    @cached_property
     def context(self) -> list[dict[str, str]]:
         """As the formatter reads it."""
         if self.messages is None:

@@ -326,6 +326,15 @@ def test_many_completions_of_a_prompt_go_in_several_requests(server):
     assert sorted(len(body["responses"]) for body in server.bodies) == [1, 3, 3]
 
 
+def test_long_conversations_go_in_smaller_requests(server):
+    server.replies = [lengths]
+    prompt = [{"role": "user", "content": "\x07" + "long " * 40_000}]
+    found = reward_function(server.url, "Chile")(prompts=[prompt] * 5, completions=["x" * n for n in range(1, 6)])
+    assert found == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert sorted(len(body["responses"]) for body in server.bodies) == [1, 2, 2]  # 500,000 characters each at most
+    assert all(body["messages"][0]["content"].startswith("long ") for body in server.bodies)
+
+
 def test_a_service_that_loses_a_response_is_not_believed(server):
     server.replies = [lambda body: lengths(body | {"responses": body["responses"][1:]})]
     with pytest.raises(ServiceError, match="not one score for each of 3 responses"):

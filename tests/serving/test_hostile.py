@@ -39,6 +39,9 @@ def refusal(answer: httpx.Response, status: int) -> str:
             "communities: '../../etc/passwd' is not served; GET /v1/communities",
         ),
         ({"communities": {"Brevia": 0.7}}, 422, "communities: the weights sum to 0.7; they must sum to 1"),
+        ({"communities": {"Brevia": 1.00002}}, 422, "communities: the weights sum to 1.00002; they must sum to 1"),
+        ({f"field {number}": 1 for number in range(70)}, 422, "body: 73 fields; there are prompt, messages"),
+        ({"communities": {str(number): 0 for number in range(1100)}}, 422, "communities: 1100 weights; give at most"),
         ({"communities": {"Brevia": 1.5, "Atlas": -0.5}}, 422, "communities: the weight of 'Atlas' is -0.5"),
         ({"communities": {"Brevia": float("nan")}}, 422, "communities.Brevia: Input should be a finite number"),
         ({"communities": []}, 422, "communities: "),
@@ -60,6 +63,15 @@ def test_bad_values_are_refused_with_place_value_and_remedy(strict_url, ask, cha
     body = json.dumps({key: value for key, value in (GOOD | change).items() if value is not None})
     answer = ask.post(f"{strict_url}/v1/score", content=body, headers={"Content-Type": "application/json"})
     assert message in refusal(answer, status)
+
+
+def test_a_small_body_that_unfolds_is_refused_at_once(strict_url, ask):
+    """A thousand messages for each of a thousand responses."""
+    messages = [{"role": "user", "content": "x"}] * 1000
+    start = time.perf_counter()
+    answer = ask.post(f"{strict_url}/v1/score", json={"messages": messages, "responses": ["y"] * 1000})
+    assert "responses: 1000, at most 20" in refusal(answer, 422)
+    assert time.perf_counter() - start < 0.5
 
 
 @pytest.mark.parametrize(
@@ -236,6 +248,34 @@ def test_a_head_without_end_is_cut_off(strict_url):
                 break
         assert b" 431 " in one.recv(4096).splitlines()[0]
         assert 32 <= number < 60
+
+
+def test_trailers_are_dropped(strict_url):
+    parts = urlsplit(strict_url)
+    head = f"POST {parts.path}/v1/score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    body = json.dumps(GOOD).encode()
+    with socket.create_connection((parts.hostname, parts.port or 80), timeout=10) as one:
+        one.sendall(head.encode() + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        one.sendall(b"%x\r\n%s\r\n0\r\n" % (len(body), body))
+        for number in range(100):
+            one.sendall(b"X-%d: %s\r\n" % (number, b"a" * 1000))
+        one.sendall(b"\r\n")
+        assert b" 200 " in one.recv(4096).splitlines()[0]
+
+
+def test_a_body_that_dribbles_after_its_answer_is_cut_off(strict_url):
+    parts = urlsplit(strict_url)
+    with socket.create_connection((parts.hostname, parts.port or 80), timeout=10) as one:
+        one.sendall(f"POST {parts.path}/v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode())
+        assert b" 401 " in one.recv(4096).splitlines()[0]
+        start = time.perf_counter()
+        while time.perf_counter() - start < 9:
+            try:
+                one.sendall(b"x")
+            except OSError:
+                break  # closed by the other side
+            time.sleep(0.2)
+        assert 3 < time.perf_counter() - start < 8
 
 
 def test_a_connection_on_which_nothing_is_asked_is_closed(strict_url):

@@ -1,8 +1,10 @@
 """What is in memory stays bounded, whatever is asked at once."""
 
 import asyncio
+import shutil
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from scpo_ray.formatting import Formatter
 from scpo_ray.models import load_tokenizer
 from scpo_ray.scoring import RewardScorer
 from scpo_ray.serving.batching import Batcher
-from scpo_ray.serving.catalog import ServedModel
+from scpo_ray.serving.catalog import ServedModel, stamp
 from scpo_ray.serving.loading import LoadedModels, load_whole
 from scpo_ray.serving.rewards import Rewards, Text
 
@@ -171,12 +173,26 @@ def test_two_passes_divide_what_waits_and_run_side_by_side(tiny_reward_model):
     assert sizes == [2, 2]
 
 
-def test_a_model_that_changed_under_the_service_is_not_served(tiny_reward_model, tmp_path):
-    import shutil
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_whoever_comes_as_the_last_pass_ends_is_not_forgotten(tiny_reward_model, num_passes):
+    async def run():
+        (model,) = served(tiny_reward_model, 1)
+        loaded = LoadedModels(1, lambda model: load_whole(CONFIG, model))
+        batcher = Batcher(loaded, 1024, 100, num_passes=num_passes)
+        formatter = Formatter(load_tokenizer(tiny_reward_model), model.format)
+        (sequence,) = formatter.format([CONTEXT], ["again and again ."])
+        return [await asyncio.wait_for(batcher.submit([(model, sequence)])[0], 30) for _ in range(20)]
 
+    assert len(set(asyncio.run(run()))) == 1
+
+
+def test_a_model_that_changed_under_the_service_is_not_served(tiny_reward_model, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_reward_model, folder)
-    (folder / "manifest.json").write_text('{"content_hash": "another"}')
     (model,) = served(folder, 1)
+    model = replace(model, stamp=stamp(model))
+    load_whole(CONFIG, model)
+    (weights,) = folder.glob("*.safetensors")
+    shutil.copy(tiny_reward_model / weights.name, weights)  # the same size, written later
     with pytest.raises(ModelError, match="c0's model has changed since the service was deployed; deploy again"):
         load_whole(CONFIG, model)

@@ -100,9 +100,18 @@ def test_pickled_weights_are_never_loaded(copied):
         catalog_of(copied)
 
 
+def test_cut_weights_are_noticed_before_anything_is_served(copied):
+    folder = next(path for path in (copied / "reward_models").iterdir() if path.name.startswith("brevia"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model.safetensors: damaged .*; copy it again"):
+        catalog_of(copied)
+
+
 def test_the_digest_changes_with_the_models(copied):
     before = catalog_of(copied).digest
     assert catalog_of(copied).digest == before
+    assert catalog_of(copied, precision="bfloat16").digest != before
     path = copied / "reward_models" / RunDirectory(str(copied)).names("reward_models")[0] / "manifest.json"
     content = json.loads(path.read_text())
     name = f"{content['identity']['arm']}/{content['identity']['community']}"
