@@ -73,6 +73,8 @@ class Batcher:
     _running: "set[asyncio.Task[None]]" = field(default_factory=set)
     """One per pass that runs, or is about to."""
     _num_computing: int = 0
+    _turns: dict[str, int] = field(default_factory=dict)
+    """Model -> sequences left in its turn."""
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.num_passes, thread_name_prefix="forward")
@@ -153,6 +155,7 @@ class Batcher:
             alive = [item for item in self._queue[key] if not item.answer.done()]
             if not alive:
                 del self._queue[key]
+                self._turns.pop(key, None)
                 continue
             budget = self._budget()
             first = alive[0]
@@ -163,14 +166,19 @@ class Batcher:
                     break
                 batch.append(item)
             chosen = set(map(id, batch))
-            rest = [item for item in alive if id(item) not in chosen]
-            del self._queue[key]
-            if rest and budget < self.tokens_per_batch:
-                self._queue = {key: rest, **self._queue}  # for the pass that is free as well
-            elif rest:
-                self._queue[key] = rest  # behind the other models: they take turns
+            self._put_back(key, [item for item in alive if id(item) not in chosen], num_taken=len(batch))
             return batch
         return []
+
+    def _put_back(self, key: str, rest: list[Item], *, num_taken: int) -> None:
+        """Models take turns; a turn lasts for what waited when it began, so that a model is not loaded anew for every batch."""
+        left = self._turns.pop(key, num_taken + len(rest)) - num_taken
+        if not rest or left <= 0:
+            del self._queue[key]
+        if rest:
+            self._queue[key] = rest
+        if rest and left > 0:
+            self._turns[key] = left
 
     def _budget(self) -> int:
         """Padded tokens of the next batch: the configured ones, or less where little waits and several passes are free."""

@@ -173,6 +173,36 @@ def test_two_passes_divide_what_waits_and_run_side_by_side(tiny_reward_model):
     assert sizes == [2, 2]
 
 
+def test_a_model_has_its_turn_for_all_that_waited_when_it_began(tiny_reward_model):
+    """One place in memory, two models, batches of two texts: each is loaded once for what waits, and nobody starves."""
+    order = []
+
+    def load(model):
+        scorer = load_whole(CONFIG, model)
+
+        class Noting:
+            def forward(self, sequences):
+                order.append((model.community, len(sequences)))
+                return scorer.forward(sequences)
+
+        return Noting()
+
+    async def run():
+        models = served(tiny_reward_model, 2)
+        loaded = LoadedModels(1, load)
+        formatter = Formatter(load_tokenizer(tiny_reward_model), models[0].format)
+        sequences = formatter.format([CONTEXT] * 5, [f"text {word} ." for word in "abcde"])
+        batcher = Batcher(loaded, 2 * len(sequences[0].input_ids), 100)
+        first = batcher.submit([(model, sequence) for model in models for sequence in sequences])
+        await first[0]
+        late = batcher.submit([(models[0], sequence) for sequence in sequences[:3]])  # after the turn began
+        await asyncio.gather(*first, *late)
+        return loaded.num_loads
+
+    assert asyncio.run(run()) == 3
+    assert order == [("c0", 2), ("c0", 2), ("c0", 2), ("c1", 2), ("c1", 2), ("c1", 1), ("c0", 2)]
+
+
 @pytest.mark.parametrize("num_passes", [1, 2])
 def test_whoever_comes_as_the_last_pass_ends_is_not_forgotten(tiny_reward_model, num_passes):
     async def run():
