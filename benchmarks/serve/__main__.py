@@ -6,7 +6,7 @@ python -m benchmarks.serve FOLDER [ROUNDS]
 - one plain FastAPI process with one model, as other frameworks ship it.
 
 Services of 1, 7 and 50 communities, as adapters on one base and as whole models (4 of them in memory), at 1, 16 and 64 callers;
-all settings in turn, ROUNDS times (3), medians. Then the memory of a replica with 1 and with 50 adapters. FOLDER keeps the
+all settings in turn, ROUNDS times (3), medians; the ceiling before each of them, because machines have moods. Then the memory of a replica with 1 and with 50 adapters. FOLDER keeps the
 models; `benchmarks/serve/README.md` has what was measured.
 """
 
@@ -38,12 +38,13 @@ def main(folder: str, rounds: str = "3") -> None:
     seen: dict[str, list[Seen]] = defaultdict(list)
     ceilings: list[float] = []
     memory: dict[str, float] = {}
+    write_run(place / "adapters-1", 1, adapters=True)  # the yardsticks' model too
     for each in range(int(rounds)):
-        ceilings.append(ceiling(place, seed=load_seed(each, 64)))
-        print(f"ceiling {ceilings[-1]:.1f} requests/s", flush=True)
         with_plain(place, each, seen)
         for kind in ("adapters", "full"):
             for number in NUMBERS:
+                ceilings.append(ceiling(place, seed=load_seed(each, 64)))
+                print(f"ceiling {ceilings[-1]:.1f} requests/s", flush=True)
                 with_service(place, kind, number, each, seen, memory)
         (place / "serve.json").write_text(
             json.dumps(
@@ -55,7 +56,6 @@ def main(folder: str, rounds: str = "3") -> None:
 
 def ceiling(place: Path, *, seed: int) -> float:
     """Requests per second of the bare scorer, best batches, in a process of its own."""
-    write_run(place / "adapters-1", 1, adapters=True)
     code = f"from benchmarks.serve.__main__ import bare; print(bare({str(place)!r}, {seed}))"
     return float(
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1]
