@@ -6,8 +6,8 @@ python -m benchmarks.serve FOLDER [ROUNDS]
 - one plain FastAPI process with one model, as other frameworks ship it.
 
 Services of 1, 7 and 50 communities, as adapters on one base and as whole models (4 of them in memory), at 1, 16 and 64 callers;
-all settings in turn, ROUNDS times (3), medians; the ceiling before each of them, because machines have moods. Then the memory of a replica with 1 and with 50 adapters. FOLDER keeps the
-models; `benchmarks/serve/README.md` has what was measured.
+all settings in turn, ROUNDS times (3), medians; the ceiling before each service, because machines have moods. Then the memory of
+a replica with 1 and with 50 adapters. FOLDER keeps the models; `benchmarks/serve/README.md` has what was measured.
 """
 
 import json
