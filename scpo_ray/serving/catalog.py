@@ -209,11 +209,9 @@ def _check(model: ServedModel) -> None:
     weights = list(folder.glob("model*.safetensors"))
     if not weights:
         raise ModelError(f"{folder}: no safetensors weights; services load nothing else (pickles run code), convert it")
-    for path in weights:
+    for path in weights:  # a cut file is refused here, not when it is first asked for
         try:
-            with safe_open(
-                path, framework="pt"
-            ):  # a cut file is refused: it would be missed once it is first asked for
+            with safe_open(path, framework="pt"):
                 pass
         except SafetensorError as error:
             raise ModelError(f"{path}: damaged ({error}); copy it again") from error
