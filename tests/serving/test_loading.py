@@ -211,7 +211,8 @@ def test_whoever_comes_as_the_last_pass_ends_is_not_forgotten(tiny_reward_model,
         batcher = Batcher(loaded, 1024, 100, num_passes=num_passes)
         formatter = Formatter(load_tokenizer(tiny_reward_model), model.format)
         (sequence,) = formatter.format([CONTEXT], ["again and again ."])
-        return [await asyncio.wait_for(batcher.submit([(model, sequence)])[0], 30) for _ in range(20)]
+        async with asyncio.timeout(30):  # waits for no task of its own, so that the next submission comes at once
+            return [await batcher.submit([(model, sequence)])[0] for _ in range(20)]
 
     assert len(set(asyncio.run(run()))) == 1
 
