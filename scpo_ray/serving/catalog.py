@@ -1,11 +1,9 @@
 """What a service has to serve: whose models, where they lie, on which scale their rewards are. Loads no model."""
 
-import contextlib
 import json
 import math
 import re
-import shutil
-import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,9 +97,22 @@ def read_catalog(config: ServeConfig) -> Catalog:
                 f"communities: {missing[0]!r} has no model; there are {', '.join(sorted(found)) or 'none'}"
             )
         found = {name: found[name] for name in config.communities}
+    found = _whole_where_alone(found)
     for model in found.values():
         _check(model)
     return Catalog({name: replace(model, stamp=stamp(model)) for name, model in found.items()}, config.precision)
+
+
+def _whole_where_alone(found: dict[str, ServedModel]) -> dict[str, ServedModel]:
+    """An adapter that would have its base for itself is served as the whole model that training left beside it: less to
+    multiply."""
+    num_sharing = Counter(model.key for model in found.values())
+    return {
+        name: replace(model, kind="full", folder=str(Path(model.adapter).parent), adapter=None, shares_base=False)
+        if model.adapter is not None and num_sharing[model.key] == 1
+        else model
+        for name, model in found.items()
+    }
 
 
 def stamp(model: ServedModel) -> str:
@@ -155,7 +166,7 @@ def _of_run(run: RunDirectory) -> dict[str, ServedModel]:
 
 
 def _trained(run: RunDirectory, manifest: Manifest, ruler: Manifest, scale: Scale | None) -> ServedModel:
-    folder = _local(run, manifest)
+    folder = run.fetch(manifest.name)
     community, adapter = str(manifest.identity["community"]), folder / models.ADAPTER
     is_adapter = (adapter / "adapter_config.json").is_file() and _can_share(folder)
     if is_adapter and manifest.inputs.get("global_model") != ruler.content_hash:
@@ -179,21 +190,6 @@ def _can_share(folder: Path) -> bool:
     """Whether a batch may mix communities: not where layers also read tensors that have no row per sequence, as DeBERTa's
     relative positions. Their models are served whole."""
     return not str(json.loads((folder / "config.json").read_text()).get("model_type")).startswith("deberta")
-
-
-def _local(run: RunDirectory, manifest: Manifest) -> Path:
-    """A model's folder on this machine: for a remote run a copy by content, which appears whole and is never replaced."""
-    if run.is_local:
-        return run.fetch(manifest.name)
-    target = Path(tempfile.gettempdir()) / "scpo_ray-served" / manifest.content_hash
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=target.parent))
-        fetched = run.fetch(manifest.name, into=staging)
-        with contextlib.suppress(OSError):  # another replica was first
-            fetched.rename(target)
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
 
 
 def _from_elsewhere(community: str, address: str, format_config: FormatConfig) -> ServedModel:
@@ -220,7 +216,7 @@ def _check(model: ServedModel) -> None:
 def _global_folder(run: RunDirectory, ruler: Manifest) -> Path:
     if "reference.json" in run.names("global_model"):
         return model_files.resolve(str(run.read_json("global_model/reference.json")["address"]))
-    return _local(run, ruler)
+    return run.fetch(ruler.name)
 
 
 def _format(manifest: Manifest) -> FormatConfig:

@@ -17,7 +17,7 @@ PUBLIC = ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/
 """Paths that show nothing of models or data: no token is asked for."""
 PUBLIC_FILES = "/static-offline-docs/"
 DEADLINE = "x-deadline-s"
-_MAX_LOGGED = 4096
+_MAX_LOGGED, _MAX_LOGGED_PATH = 4096, 200
 _BODILESS = ("GET", "HEAD", "OPTIONS")
 """Nobody waits for what these might send: whoever has no token cannot hold a place by sending slowly."""
 _LOGGER = logging.getLogger("ray.serve")
@@ -75,7 +75,7 @@ class Gate:
             finally:
                 self._metrics.observe(scope, status, time.perf_counter() - start)
                 if status >= 400 and self._config.log_texts:
-                    _LOGGER.warning("%s %d: %r", scope["path"], status, texts)
+                    _LOGGER.warning("%r %d: %r", scope["path"][:_MAX_LOGGED_PATH], status, texts)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -123,14 +123,19 @@ class Formatters:
 
 
 def load_models(config: ServeConfig, catalog: Catalog) -> LoadedModels:
-    """A replica's: shared bases are loaded now, whole models when they are asked for.
+    """A replica's: shared bases and as many whole models as there is room for are loaded now, so that a replica that is ready
+    answers at once; the others when they are asked for.
 
     Raises:
-        ModelError: a base or an adapter cannot be loaded.
+        ModelError: one of them cannot be loaded.
     """
     found = LoadedModels(config.max_loaded_models, lambda model: load_whole(config, model))
     for key in dict.fromkeys(model.key for model in catalog.models.values() if model.shares_base):
         found.add_base(key, _load_base(config, catalog.sharing(key)))
+    whole = {model.key: model for model in catalog.models.values() if not model.shares_base}
+    for model in list(whole.values())[: config.max_loaded_models]:
+        with found.used(model):
+            pass
     return found
 
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from scpo_ray.serving import heads
 
 ROUTING_HEADER = b"serve_multiplexed_model_id"
+_READ_BY_RAY = (ROUTING_HEADER, b"x_request_id", b"x_session_id", b"traceparent", b"tracestate")
 _MAX_NAMES, _MAX_LENGTH = 1024, 200
 _ERRORS = {
     429: "busy: too many requests wait; try again",
@@ -22,8 +23,9 @@ _ERRORS = {
 class Refuse:
     """ASGI middleware: whoever got no answer is told when to ask again. Scoring changes nothing, so asking again is safe.
 
-    The router remembers every model that a caller names, before anybody has looked at a token: names that are no plain
-    text are dropped, and after a thousand different ones new names are not passed on.
+    Ray Serve's proxy reads some headers as UTF-8 and fails on others, and its router remembers every model that a caller names,
+    before anybody has looked at a token: such values are dropped where they are no plain text or long, and after a thousand
+    different models new names are not passed on.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -52,12 +54,13 @@ class Refuse:
             await answer(scope, receive, send)
 
     def _headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
-        """Without routing names that would cost more than they help."""
+        """Without values that would cost more than they help."""
         found = []
         for name, value in scope["headers"]:
-            if name.lower().replace(b"-", b"_") == ROUTING_HEADER:
-                if len(value) > _MAX_LENGTH or not value.isascii():
-                    continue
+            known = name.lower().replace(b"-", b"_")
+            if known in _READ_BY_RAY and (len(value) > _MAX_LENGTH or not value.isascii()):
+                continue
+            if known == ROUTING_HEADER:
                 if value not in self._names and len(self._names) >= _MAX_NAMES:
                     continue
                 self._names.add(value)

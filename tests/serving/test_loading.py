@@ -16,8 +16,8 @@ from scpo_ray.formatting import Formatter
 from scpo_ray.models import load_tokenizer
 from scpo_ray.scoring import RewardScorer
 from scpo_ray.serving.batching import Batcher
-from scpo_ray.serving.catalog import ServedModel, stamp
-from scpo_ray.serving.loading import LoadedModels, load_whole
+from scpo_ray.serving.catalog import Catalog, ServedModel, stamp
+from scpo_ray.serving.loading import LoadedModels, load_models, load_whole
 from scpo_ray.serving.rewards import Rewards, Text
 
 CONFIG = ServeConfig(models={"x": "y"}, authentication="off", max_queued=200)
@@ -58,6 +58,24 @@ class Counting:
                 counting.alive.remove(model.community)
 
         return Watched()
+
+
+def test_a_replica_starts_with_as_many_whole_models_as_there_is_room_for(tiny_reward_model):
+    models = served(tiny_reward_model, 3)
+    loaded = load_models(
+        CONFIG.model_copy(update={"max_loaded_models": 2}), Catalog({m.community: m for m in models}, "float32")
+    )
+    assert loaded.num_loads == 2
+    with loaded.used(models[0]), loaded.used(models[1]):
+        assert loaded.num_loads == 2
+    with loaded.used(models[2]):
+        assert loaded.num_loads == 3
+
+
+def test_a_replica_with_a_model_that_changed_does_not_start(tiny_reward_model):
+    (model,) = served(tiny_reward_model, 1)
+    with pytest.raises(ModelError, match="deploy again"):
+        load_models(CONFIG, Catalog({"c0": replace(model, stamp="another")}, "float32"))
 
 
 def test_one_request_for_everyone_never_has_more_in_memory_than_allowed(tiny_reward_model):

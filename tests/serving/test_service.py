@@ -75,6 +75,15 @@ def test_served_rewards_are_those_of_training_time(kind, request, deploy, ask, c
     assert np.abs(first - second).max() > 1e-2  # the communities' models are not one and the same
 
 
+def test_an_adapter_that_has_its_base_for_itself_is_served_whole(deploy, ask, adapter_run):
+    url = deploy("alone", run_dir=adapter_run.run_dir, communities=["Brevia"])
+    (facts,) = ask.get(f"{url}/v1/communities").json()["communities"]
+    assert (facts["name"], facts["kind"], facts["is_calibrated"]) == ("Brevia", "full", True)
+    contexts, responses = (column[:20] for column in responses_of(adapter_run))
+    expected = trained_rewards(folders(adapter_run)["Brevia"], contexts, responses)
+    assert np.abs(served_rewards(ask, url, contexts, responses)["Brevia"] - expected).max() < 1e-5
+
+
 def test_calibrated_scores_and_the_steering_vector_follow_from_raw_ones(service_url, ask):
     weights = {"Brevia": 0.25, "Atlas": 0.75}
     body = {"prompt": PROMPT, "responses": ["i like it a lot .", "hey there ."], "communities": weights}

@@ -1,0 +1,115 @@
+"""In front of the replicas: whoever got no answer is told when to ask again, and routing names are bounded."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import pytest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from scpo_ray.serving import proxy
+from scpo_ray.serving.proxy import Refuse
+
+HEADER = b"serve_multiplexed_model_id"
+SPELLINGS = (HEADER, b"SERVE_MULTIPLEXED_MODEL_ID", b"serve-multiplexed-model-id", b"Serve-Multiplexed_Model-Id")
+
+
+async def nobody(scope: Scope, receive: Receive, send: Send) -> None:
+    """A replica that died under its request."""
+
+
+def asked(app: ASGIApp, headers: Sequence[tuple[bytes, bytes]] = ()) -> Response:
+    """One request's answer; it has to be a single one."""
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    asyncio.run(app({"type": "http", "headers": list(headers)}, receive, send))
+    start, *rest = messages
+    assert start["type"] == "http.response.start"
+    assert {message["type"] for message in rest} == {"http.response.body"}
+    found = Response(b"".join(message["body"] for message in rest), start["status"])
+    found.raw_headers = start["headers"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("unanswered", "status", "error"),
+    [
+        (PlainTextResponse("Request dropped due to backpressure", 429), 429, "busy: too many requests wait; try again"),
+        (PlainTextResponse("Deployment is unavailable.", 503), 503, "no replica answered, it died or is not there yet"),
+        (Response(status_code=503), 503, "no replica answered, it died or is not there yet"),
+        (nobody, 503, "no replica answered, it died or is not there yet"),
+    ],
+)
+def test_where_no_replica_answered_the_refusal_is_json_and_says_when_to_come_back(unanswered, status, error):
+    answer = asked(Refuse(unanswered))
+    assert answer.status_code == status
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["content-type"] == "application/json"
+    (told,) = json.loads(answer.body).values()
+    assert error in told
+    assert int(answer.headers["content-length"]) == len(answer.body)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        JSONResponse({"error": "busy: 9 responses wait"}, 429, headers={"Retry-After": "7", "X-Own": "kept"}),
+        JSONResponse({"error": "not answered within 60 s"}, 503, headers={"Retry-After": "3"}),
+        Response(b'{"error": "late"}', 503, media_type="application/json; charset=utf-8"),
+        PlainTextResponse("scpo_requests_total 3.0"),
+        PlainTextResponse("gone", 404),
+        PlainTextResponse("Internal Server Error", 500),
+    ],
+)
+def test_what_a_replica_answered_itself_passes_untouched(answer):
+    found = asked(Refuse(answer))
+    assert (found.status_code, found.raw_headers, found.body) == (answer.status_code, answer.raw_headers, answer.body)
+
+
+class Router:
+    """What lies behind the middleware: notes the headers that come through to it."""
+
+    def __init__(self) -> None:
+        self.refuse = Refuse(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers = scope["headers"]
+        await PlainTextResponse("scored")(scope, receive, send)
+
+    def sees(self, *headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        """Of a request, which is answered in any case."""
+        assert asked(self.refuse, headers).body == b"scored"
+        return self.headers
+
+    def knows(self, name: bytes, *, header: bytes = HEADER) -> bool:
+        """Whether a request for this model is routed by its name."""
+        return self.sees((header, name)) == [(header, name)]
+
+
+@pytest.mark.parametrize("spelling", [*SPELLINGS, b"X-Request-Id", b"x_session_id", b"traceparent"])
+@pytest.mark.parametrize("name", [b"x" * 201, b"\xff", "Côte d'Ivoire".encode()])
+def test_a_routing_name_that_is_too_long_or_no_plain_text_is_dropped_alone(spelling, name):
+    others = [(b"host", b"x"), (b"authorization", b"\xff" * 300), (b"serve_model_id", b"\xff")]
+    assert Router().sees(others[0], (spelling, name), *others[1:]) == others
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_routing_name_of_plain_text_is_passed_on(spelling):
+    for name in (b"United Kingdom", b"x" * 200):
+        assert Router().knows(name, header=spelling)
+
+
+def test_beyond_the_limit_known_names_are_passed_on_and_new_ones_are_not(monkeypatch):
+    monkeypatch.setattr(proxy, "_MAX_NAMES", 2)
+    router = Router()
+    assert not any(router.knows(name) for name in (b"\xff", b"\xfe", b"x" * 201))  # dropped ones do not count
+    assert router.knows(b"Chile") and router.knows(b"Chile", header=SPELLINGS[2]) and router.knows(b"Kenya")
+    assert not any(router.knows(b"Peru", header=spelling) for spelling in SPELLINGS)
+    assert router.knows(b"Chile") and router.knows(b"Kenya", header=SPELLINGS[1])
