@@ -75,6 +75,9 @@ class Config(Section):
     rebuild: bool = False
     """Remake artifacts that another config made, instead of refusing."""
 
+    dry_run: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
+    """Check everything, print the plan (`--dry-run`), start nothing."""
+
     prepare: PrepareConfig = PrepareConfig()
     format: FormatConfig = FormatConfig()
     train_global: TrainGlobalConfig = TrainGlobalConfig()

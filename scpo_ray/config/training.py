@@ -90,8 +90,9 @@ class OptimizationConfig(Section):
     """bfloat16: forward and backward under autocast, master weights in float32. auto: where the hardware multiplies it
     natively (GPU, AMX, AVX512-BF16)."""
 
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel; on CPUs eager trains about twice as fast as sdpa."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention kernel; auto: sdpa where transformers has it for the architecture, else eager (DeBERTa). On CPUs eager trains
+    about twice as fast as sdpa."""
 
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
     lora: LoraConfig = LoraConfig()

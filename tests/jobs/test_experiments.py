@@ -14,7 +14,7 @@ from scpo_ray.config import Config
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "jobs/experiments").glob("*.yaml"))
-JOBS = sorted((ROOT / "jobs").glob("*.py"))
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name != "submit.py")
 PINNED = {
     "published.yaml": {
         "select.strategy",

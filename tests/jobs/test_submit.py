@@ -1,174 +1,216 @@
-"""`ray job submit`, for real: a head of its own on free ports, with token authentication."""
+"""`ray job submit`, for real: to two nodes that ask for a token, with the run directory on S3."""
 
-import contextlib
-import os
 import secrets
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
+import httpx
 import pytest
+from moto.server import ThreadedMotoServer
 
+from scpo_ray import local_cluster
 from scpo_ray.artifacts import RunDirectory
+from scpo_ray.cli import load_config
 from scpo_ray.config import Config
-from scpo_ray.stages import train_global
+from scpo_ray.config.cluster import NodeShape
+from scpo_ray.errors import ArtifactError, StorageError
+from scpo_ray.stages import pipeline, preflight
+from tests.clusters import Cluster, cluster
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
-START_S, STOP_S, JOB_S = 90, 5, 180
-
-
-@dataclass(frozen=True)
-class Head:
-    """A head node and how to reach it."""
-
-    address: str
-    environment: dict[str, str]
-
-    def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
-        """Waits for the node's agent, which registers some time after the dashboard answers."""
-        deadline = time.monotonic() + START_S
-        while True:
-            done = subprocess.run(
-                [RAY, "job", "submit", "--address", self.address, "--working-dir", ".", "--", *entrypoint],
-                cwd=ROOT,
-                env=self.environment,
-                capture_output=True,
-                text=True,
-                timeout=JOB_S,
-                check=False,
-            )
-            if "No available agent" not in done.stderr + done.stdout or time.monotonic() > deadline:
-                return done
-            time.sleep(1)
+JOB_S = 400
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    # Not pytest's folder: Ray's sockets lie below, and their paths may have 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    (folder / "home").mkdir()
-    port, dashboard_port, client_port, agent_port, grpc_port, metrics_port, env_port = free_ports(7)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(16),
-        "HOME": str(folder / "home"),
-        "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    options = {
-        "port": port,
-        "node-ip-address": "127.0.0.1",
-        "dashboard-port": dashboard_port,
-        "ray-client-server-port": client_port,
-        "dashboard-agent-listen-port": agent_port,  # the session's own cluster may hold the default one
-        "dashboard-agent-grpc-port": grpc_port,
-        "metrics-export-port": metrics_port,
-        "runtime-env-agent-port": env_port,
-        "num-cpus": 2,
-        "object-store-memory": 100_000_000,
-        "temp-dir": folder / "r",
-    }
-    with open(folder / "log", "w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--disable-usage-stats", *(f"--{k}={v}" for k, v in options.items())],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        wait_for_port(dashboard_port, process, folder / "log")
-        yield Head(f"http://127.0.0.1:{dashboard_port}", environment)
-    finally:
-        stop(process, marker=str(folder))
-        shutil.rmtree(folder, ignore_errors=True)
+def s3() -> Iterator[str]:
+    """A bucket; its endpoint and keys are in the environment, as on a cluster."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name, value in {
+            "ACCESS_KEY_ID": "tests",
+            "SECRET_ACCESS_KEY": "tests",
+            "DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(f"AWS_{name}", value)
+        boto3.client("s3").create_bucket(Bucket="runs")
+        yield "s3://runs"
+    server.stop()
 
 
-def free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for opened in sockets:
-            opened.bind(("127.0.0.1", 0))
-        return [opened.getsockname()[1] for opened in sockets]
+@pytest.fixture(scope="module")
+def two_nodes(s3) -> Iterator[Cluster]:
+    with cluster(NodeShape(name="head", num_cpus=1), NodeShape(name="second", num_cpus=1)) as one:
+        yield one
 
 
-def wait_for_port(port: int, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"no dashboard after {START_S} s: {log.read_text(encoding='utf-8')}")
+def submit(two_nodes: Cluster, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    """As the README says."""
+    return subprocess.run(
+        [RAY, "job", "submit", "--working-dir", ".", "--", *entrypoint],
+        cwd=ROOT,
+        env=two_nodes.environment,
+        capture_output=True,
+        text=True,
+        timeout=JOB_S,
+        check=False,
+    )
 
 
-def stop(process: subprocess.Popen, *, marker: str) -> None:
-    """End the head and what it started: its group, and whatever carries the head's own folder in its command line.
-
-    `ray stop` would end every cluster of this machine.
-    """
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(STOP_S)
-    for pid in started_by(marker):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory) -> tuple[Config, list[str]]:
+    """The demo, smaller: as a config, and as options of the command line."""
+    options = ["--config", "jobs/experiments/demo.yaml", *_options("", TINY), "--select.controls", "[]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return load_config([*options, "--run_dir", str(tmp_path_factory.mktemp("experiment") / "run")]), options
 
 
-def started_by(marker: str) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if marker.encode() in (folder / "cmdline").read_bytes() and int(folder.name) != os.getpid():
-                found.append(int(folder.name))
-    return found
+def _options(prefix: str, settings: dict) -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _options(f"{prefix}{name}.", value)
+        else:
+            yield from (f"--{prefix}{name}", str(value))
 
 
-def test_prepare_and_score(head, tmp_path, tiny_reward_model):
-    """The commands that the jobs' docstrings give; the second starts Ray Data actors on the cluster."""
-    run_dir = str(tmp_path / "runs" / "run")
-    atlas = {"num_prompts": 40, "majority_annotators": 8, "minority_annotators": 4, "interactions_per_annotator": 4}
-    options = ["--run_dir", run_dir, *(f"--prepare.atlas.{key}={value}" for key, value in atlas.items())]
-    done = head.submit("python", "jobs/prepare.py", *options)
+def hashes(address: str, config: Config) -> dict[str, str]:
+    """Artifact -> content hash."""
+    run = RunDirectory(address)
+    names = ["prepared", "global_model", "scores", *(f"decisions/{arm.name}" for arm in config.select.arms)]
+    names += [f"reward_models/{name}" for name in run.names("reward_models")] + ["evaluation"]
+    return {name: run.require(name, job="pipeline").content_hash for name in names}
+
+
+def test_the_pipeline_submitted_to_two_nodes_makes_what_it_makes_here(two_nodes, s3, experiment, tmp_path, ray_cluster):
+    config, options = experiment
+    shared = str(tmp_path / "checkpoints")
+    options = [
+        *options,
+        "--train.checkpoint_dir",
+        shared,
+        "--train_global.checkpoint_dir",
+        shared,
+        "--run_dir",
+        f"{s3}/demo",
+    ]
+    done = submit(two_nodes, "python", "jobs/pipeline.py", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "succeeded" in done.stdout
-    directory = RunDirectory(run_dir)
-    manifest = directory.require("prepared", job="prepare")
-    assert manifest.statistics["num_pairs"] == directory.read_table("prepared/pairs.parquet").num_rows > 100
+    assert "succeeded" in done.stdout and "Plan: 2 nodes, 2 CPU" in done.stdout
+    pipeline.run(config)
+    found = hashes(f"{s3}/demo", config)
+    assert found == hashes(config.run_dir, config)
+    assert len(found) > 6
 
-    start = {"model": str(tiny_reward_model), "epochs": 0}
-    train_global.run(Config(run_dir=run_dir, prepare={"atlas": atlas}, train_global=start))
-    model = ["--train_global.model", str(tiny_reward_model), "--train_global.epochs", "0"]
-    done = head.submit("python", "jobs/score.py", *options, *model)
-    assert done.returncode == 0, done.stdout + done.stderr
-    scores = directory.read_table("scores/scores.parquet")
-    assert len(scores) == manifest.statistics["num_responses"]
+    again = submit(two_nodes, "python", "jobs/pipeline.py", *options)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("nothing: it is made") == 6
+    assert hashes(f"{s3}/demo", config) == found
 
 
-def test_a_failure_reaches_the_submitter(head, tmp_path):
-    done = head.submit("python", "jobs/prepare.py", "--run_dir", str(tmp_path / "run"), "--prepare.majority", "Nowhere")
+def test_jobs_one_after_another_with_what_they_are_written_down(two_nodes, s3, experiment):
+    _, options = experiment
+    command = [sys.executable, "jobs/submit.py", "prepare", "select", "--", *options, "--run_dir", f"{s3}/chained"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=two_nodes.environment, capture_output=True, text=True, timeout=JOB_S, check=False
+    )
+    assert done.returncode == 1 and "prepared: made in" in done.stdout
+    assert "jobs/train_global.py first" in done.stdout  # the second job's own refusal
+    (line,) = (line for line in done.stderr.splitlines() if "INFO" not in line)  # Ray's own, on the upload and the end
+    assert line.startswith("scpo_ray: error: jobs/select.py (")
+    headers = {"Authorization": f"Bearer {two_nodes.environment['RAY_AUTH_TOKEN']}"}
+    listed = httpx.get(f"{two_nodes.address}/api/jobs/", headers=headers).raise_for_status().json()
+    jobs = {job["metadata"]["job"]: job for job in listed if "job" in (job["metadata"] or {})}
+    assert {name: job["status"] for name, job in jobs.items()} == {"prepare": "SUCCEEDED", "select": "FAILED"}
+    assert jobs["prepare"]["metadata"] == {"project": "scpo_ray", "job": "prepare", "run_dir": f"{s3}/chained"}
+    for job in jobs.values():
+        assert two_nodes.environment["RAY_AUTH_TOKEN"] not in str(job)
+
+
+def test_a_failure_reaches_the_submitter(two_nodes, tmp_path):
+    done = submit(
+        two_nodes, "python", "jobs/prepare.py", "--run_dir", str(tmp_path / "run"), "--prepare.majority", "Nowhere"
+    )
     assert done.returncode != 0
     assert "scpo_ray: error: prepare.majority: no pairs from 'Nowhere'; the data has: Atlas" in done.stdout
     assert "Traceback" not in done.stdout
     assert not any((tmp_path / "run").rglob("*"))
 
 
-def test_strangers_are_refused(head):
+def test_what_the_cluster_can_never_place_is_refused_there(two_nodes, tmp_path):
+    done = submit(
+        two_nodes, "python", "jobs/train.py", "--run_dir", str(tmp_path / "run"), "--train.cpus_per_worker", "2"
+    )
+    assert done.returncode != 0
+    assert "train: 1 training worker: 2 CPU needed on one node, and no node has it (the cluster at " in done.stdout
+
+
+def test_a_bucket_that_is_not_there(s3):
+    config = Config(run_dir="s3://nowhere-to-be-found/run")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"s3://nowhere-to-be-found/run: .*(?i:bucket)"):
+        preflight.check_storage(config)
+    assert time.monotonic() - start < 2
+    preflight.check_storage(Config(run_dir=f"{s3}/run"))
+    assert not boto3.client("s3").list_objects_v2(Bucket="runs", Prefix="run/").get("Contents")
+
+
+def test_another_configs_artifacts_on_s3_are_refused(two_nodes, s3, experiment):
+    config, _ = experiment
+    other = config.model_copy(update={"run_dir": f"{s3}/demo", "seed": 5})
+    with pytest.raises(ArtifactError, match=r"s3://runs/demo/prepared: made with seed = 0, this config has 5"):
+        preflight.check_artifacts(other, RunDirectory(other.run_dir), "pipeline")
+
+
+def test_strangers_are_refused(two_nodes):
     """The token counts: whoever may submit may run anything."""
     for headers in ({}, {"Authorization": f"Bearer {secrets.token_hex(16)}"}):
-        request = urllib.request.Request(f"{head.address}/api/jobs/", headers=headers)
+        request = urllib.request.Request(f"{two_nodes.address}/api/jobs/", headers=headers)
         with pytest.raises(urllib.error.HTTPError) as raised:
             urllib.request.urlopen(request, timeout=30)
         assert raised.value.code in (401, 403)
+
+
+@pytest.mark.parametrize("token", [None, "0" * 32])
+def test_a_submission_without_the_token_is_refused(two_nodes, token, tmp_path):
+    environment = {name: value for name, value in two_nodes.environment.items() if not name.startswith("RAY_AUTH")}
+    environment["HOME"] = str(tmp_path)  # no token in ~/.ray either
+    if token is not None:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    else:
+        environment["RAY_AUTH_MODE"] = "disabled"
+    done = subprocess.run(
+        [RAY, "job", "submit", "--working-dir", "jobs", "--", "touch", str(tmp_path / "ran")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert not (tmp_path / "ran").exists()
+    assert (
+        "401" in done.stdout + done.stderr
+        or "403" in done.stdout + done.stderr
+        or "uthenti" in done.stdout + done.stderr
+    )
+
+
+def test_health_checks_ask_for_no_token(two_nodes):
+    """clusters/kuberay probes these paths."""
+    with urllib.request.urlopen(f"{two_nodes.address}/api/gcs_healthz", timeout=30) as answer:
+        assert answer.status == 200 and b"success" in answer.read()
+    for port in local_cluster.agent_ports(two_nodes.config).values():
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/local_raylet_healthz", timeout=30) as answer:
+            assert answer.status == 200 and b"success" in answer.read()

@@ -1,0 +1,36 @@
+"""Submit jobs to a Ray cluster, each once the one before has succeeded; their output appears here.
+
+export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
+python jobs/submit.py pipeline sft ppo -- --config jobs/experiments/ppo_atlas.yaml --run_dir /shared/ppo
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from scpo_ray.cli import run
+
+JOBS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "submit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("jobs", nargs="+", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
+    parser.add_argument("--address", help="of the job server; RAY_API_SERVER_ADDRESS when unset")
+    parser.add_argument(
+        "--entrypoint-num-cpus",
+        type=float,
+        default=0.1,
+        help="reserved for each job's own process, which with "
+        "any may run on every node; 0 keeps it on the head (default: %(default)s)",
+    )
+    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, settings = parser.parse_args(sys.argv[1:place]), sys.argv[place + 1 :]
+    from scpo_ray import submission  # deferred: a bad argument fails in milliseconds
+
+    for job in arguments.jobs:
+        submission.submit(job, settings, address=arguments.address, num_cpus=arguments.entrypoint_num_cpus)
+
+
+if __name__ == "__main__":
+    run(main)

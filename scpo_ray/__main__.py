@@ -1,0 +1,66 @@
+"""scpo_ray: what is done around jobs.
+
+scpo_ray cluster up clusters/local.yaml       a Ray cluster on this machine, token authentication on
+scpo_ray cluster down clusters/local.yaml     ends it
+scpo_ray runs runs                            run directories: their stages, what is made, what it took
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from scpo_ray.cli import run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; an expected failure is one line and an exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scpo_ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    _add_cluster(commands)
+    runs = commands.add_parser("runs", help="run directories: their stages, what is made, what it took")
+    runs.add_argument(
+        "folder", nargs="*", default=["runs"], help="a run directory, or a folder of them; s3:// and gs:// too (runs)"
+    )
+    runs.set_defaults(do=_runs)
+    arguments = parser.parse_args(argv)
+    run(lambda: arguments.do(arguments))
+
+
+def _add_cluster(commands: argparse._SubParsersAction) -> None:
+    cluster = commands.add_parser("cluster", help="a Ray cluster of several nodes on this machine")
+    actions = cluster.add_subparsers(required=True)
+    for name, do, about in (("up", _up, "start it"), ("down", _down, "end every process of it")):
+        action = actions.add_parser(name, help=about)
+        action.add_argument("file", help="its shape, as clusters/local.yaml")
+        action.set_defaults(do=do)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from scpo_ray import ledger
+    from scpo_ray.runtime import make_console
+
+    make_console(stderr=False).print(
+        ledger.table([run for folder in arguments.folder for run in ledger.runs_in(folder)])
+    )
+
+
+def _up(arguments: argparse.Namespace) -> None:
+    from scpo_ray import local_cluster
+
+    shape = local_cluster.read_shape(arguments.file)
+    address = local_cluster.up(shape)
+    print(
+        f"{len(shape.nodes)} nodes; submit with RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS={address} ray job submit ..."
+    )
+
+
+def _down(arguments: argparse.Namespace) -> None:
+    from scpo_ray import local_cluster
+
+    ended = local_cluster.down(local_cluster.read_shape(arguments.file))
+    print(f"ended: {', '.join(ended) or 'nothing ran'}")
+
+
+if __name__ == "__main__":
+    main()

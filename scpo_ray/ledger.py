@@ -1,0 +1,125 @@
+"""What runs there are, how far each is and what it cost: read from the manifests, on any storage; nothing is kept beside them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from scpo_ray.artifacts import Manifest, RunDirectory
+from scpo_ray.errors import ArtifactError
+
+STAGES = {
+    "prepare": ("prepared",),
+    "train_global": ("global_model", "other_ruler"),
+    "score": ("scores", "other_scores"),
+    "select": ("decisions",),
+    "train": ("reward_models", "controls", "replicates"),
+    "evaluate": ("evaluation", "model_evaluation"),
+    "tune": ("tune",),
+    "sft": ("start_policy",),
+    "ppo": ("policies", "composed_policies", "policy_evaluation"),
+    "best_of_n": ("best_of_n",),
+}
+"""Stage -> artifacts, or folders of them."""
+_UNFINISHED = {"train": "checkpoints", "ppo": "policy_checkpoints"}
+_DEEPEST = 4
+"""Folders between a run directory and its deepest artifact: replicates/1/controls/ARM/COMMUNITY."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage of a run."""
+
+    run: str
+    stage: str
+    num_artifacts: int
+    is_unfinished: bool
+    """Something is checkpointed that no artifact has come of: it is at work, or was stopped."""
+    finished: str
+    """When the last artifact was made, UTC."""
+    wall_time_s: float
+    """Of all its artifacts, one after another."""
+    num_tokens: int
+
+
+def runs_in(root: str) -> list[str]:
+    """Addresses of run directories: `root` itself, or folders directly in it.
+
+    Raises:
+        ArtifactError: there is none.
+        StorageError: it cannot be read.
+    """
+    if _is_run(RunDirectory(root)):
+        return [root]
+    place = RunDirectory(root)
+    found = [f"{root.rstrip('/')}/{name}" for name in place.names("") if _is_run(RunDirectory(place.path(name)))]
+    if not found:
+        raise ArtifactError(
+            f"{root}: no run there, nor in its folders; give a run directory, or the folder that holds them"
+        )
+    return found
+
+
+def records(address: str) -> list[StageRecord]:
+    """Of every stage that has left something."""
+    run, found = RunDirectory(address), []
+    for stage, folders in STAGES.items():
+        manifests = [manifest for folder in folders for manifest in _manifests(run, folder, _DEEPEST)]
+        unfinished = bool(stage in _UNFINISHED and run.names(_UNFINISHED[stage]))
+        if manifests or unfinished:
+            found.append(_record(address, stage, manifests, unfinished))
+    return found
+
+
+def table(addresses: Sequence[str]) -> Table:
+    """For the terminal."""
+    shown = Table()
+    for name in ("run", "stage", "artifacts", "status", "last made (UTC)", "took", "tokens"):
+        shown.add_column(name, justify="right" if name in ("artifacts", "took", "tokens") else "left")
+    for address in addresses:
+        for place, record in enumerate(records(address)):
+            shown.add_row(
+                "" if place else address,
+                record.stage,
+                str(record.num_artifacts),
+                "unfinished" if record.is_unfinished else "made",
+                record.finished.replace("T", " ").removesuffix("Z"),
+                f"{record.wall_time_s:,.1f} s",
+                f"{record.num_tokens:,}" if record.num_tokens else "",
+            )
+        shown.add_section()
+    return shown
+
+
+def _record(address: str, stage: str, manifests: list[Manifest], is_unfinished: bool) -> StageRecord:
+    return StageRecord(
+        address,
+        stage,
+        len(manifests),
+        is_unfinished,
+        max((manifest.created for manifest in manifests), default=""),
+        sum(_seconds(manifest) for manifest in manifests),
+        sum(tokens for manifest in manifests if isinstance(tokens := manifest.statistics.get("num_tokens"), int)),
+    )
+
+
+def _seconds(manifest: Manifest) -> float:
+    """A trained model's manifest times its writing; the training itself is among its statistics."""
+    trained = manifest.statistics.get("wall_time_s")
+    return trained if isinstance(trained, float) else manifest.wall_time_s
+
+
+def _is_run(run: RunDirectory) -> bool:
+    names = run.names("")
+    return "config.yaml" in names or any(run.find(folder) is not None for folder in ("prepared", "global_model"))
+
+
+def _manifests(run: RunDirectory, folder: str, depth: int) -> Iterator[Manifest]:
+    """Of the folder, if it is an artifact, else of those in it."""
+    manifest = run.find(folder)
+    if manifest is not None:
+        yield manifest
+    elif depth:
+        for name in run.names(folder):
+            if not name.startswith("."):
+                yield from _manifests(run, f"{folder}/{name}", depth - 1)

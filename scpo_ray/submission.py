@@ -1,0 +1,84 @@
+"""Jobs on a cluster, through its job server: what `ray job submit --working-dir .` does, one after another."""
+
+import asyncio
+import logging
+import shlex
+import time
+from collections.abc import Sequence
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from scpo_ray.errors import ClusterError
+
+_ATTEMPTS, _FIRST_WAIT_S, _POLL_S = 5, 1.0, 1.0
+
+
+def submit(job: str, settings: Sequence[str], *, address: str | None = None, num_cpus: float = 0.1) -> str:
+    """Send the current folder, run `python jobs/JOB.py SETTINGS` there, and show what it writes until it ends.
+
+    Args:
+        address: of the job server; RAY_API_SERVER_ADDRESS when unset.
+        num_cpus: reserved for the job's own process; with any it may run on every node.
+
+    Returns:
+        The submission's id.
+
+    Raises:
+        ClusterError: the job server cannot be reached or refuses, or the job did not succeed.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)  # which lists every file that is left out of the upload
+    client = _client(address)
+    entrypoint = shlex.join(["python", f"jobs/{job}.py", *settings])
+    metadata = {"project": "scpo_ray", "job": job, "run_dir": _value_of("--run_dir", settings) or "as configured"}
+    submission = _submit_patiently(client, entrypoint, metadata, num_cpus)
+    asyncio.run(_show(client, submission))
+    while not (status := client.get_job_status(submission)).is_terminal():
+        time.sleep(_POLL_S)  # the log ended before the status was known
+    if status != JobStatus.SUCCEEDED:
+        raise ClusterError(
+            f"jobs/{job}.py ({submission}): {status.lower()}; its last lines are above, all of them: ray job logs {submission}"
+        )
+    return submission
+
+
+def _client(address: str | None) -> JobSubmissionClient:
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"{address or 'RAY_API_SERVER_ADDRESS'}: no job server to be reached ({reason}); give its address, and "
+            "RAY_AUTH_MODE=token with its token"
+        ) from error
+
+
+def _submit_patiently(client: JobSubmissionClient, entrypoint: str, metadata: dict[str, str], num_cpus: float) -> str:
+    """A cluster that has just started takes a moment until jobs can run; other refusals are final."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint,
+                runtime_env={"working_dir": "."},
+                metadata=metadata,
+                entrypoint_num_cpus=num_cpus or None,
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or attempt + 1 == _ATTEMPTS:
+                raise ClusterError(f"{entrypoint}: not accepted ({' '.join(str(error).split())[:300]})") from error
+            time.sleep(_FIRST_WAIT_S * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _show(client: JobSubmissionClient, submission: str) -> None:
+    async for lines in client.tail_job_logs(submission):
+        print(lines, end="", flush=True)
+
+
+def _value_of(option: str, settings: Sequence[str]) -> str | None:
+    """`--option value` or `--option=value`."""
+    for place, setting in enumerate(settings):
+        if setting.startswith(f"{option}="):
+            return setting.partition("=")[2]
+        if setting == option and place + 1 < len(settings):
+            return settings[place + 1]
+    return None

@@ -1,0 +1,38 @@
+"""A cluster beside the one that the tests share, with a token of its own."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scpo_ray import local_cluster
+from scpo_ray.config.cluster import LocalClusterConfig, NodeShape
+
+
+@dataclass(frozen=True)
+class Cluster:
+    config: LocalClusterConfig
+    address: str
+    """Of its job server."""
+    environment: dict[str, str]
+    """For commands that are to reach it, token included."""
+
+
+@contextlib.contextmanager
+def cluster(*nodes: NodeShape) -> Iterator[Cluster]:
+    """Up, and down again with every process."""
+    folder = tempfile.mkdtemp(prefix="rc", dir="/tmp")  # Ray's socket paths must be short
+    config = LocalClusterConfig(
+        nodes=nodes, port=local_cluster.free_port(), dashboard_port=local_cluster.free_port(), folder=folder
+    )
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = inherited | {"RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_AUTH_MODE": "token"}
+    address = local_cluster.up(config, environment=environment)
+    try:
+        yield Cluster(config, address, environment | {"RAY_API_SERVER_ADDRESS": address})
+    finally:
+        local_cluster.down(config)
+        shutil.rmtree(folder)

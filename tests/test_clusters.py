@@ -1,0 +1,231 @@
+"""Cluster definitions: against the schemas of those who read them, and against each other."""
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import ray.autoscaler
+import yaml
+from ray._private.runtime_env.packaging import create_package
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
+
+from scpo_ray.local_cluster import read_shape
+from scpo_ray.serving.settings import settings_of
+
+ROOT = Path(__file__).parents[1]
+KUBERAY = ROOT / "clusters/kuberay"
+MANIFESTS = sorted(KUBERAY.glob("*.yaml"))
+KUBERNETES = "1.33"
+
+
+def documents(path: Path) -> list[dict]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+# What KubeRay's types take (ray-operator/apis/ray/v1/*_types.go of releases 1.5 and 1.6), as far as these files use it; pods are
+# Kubernetes' own.
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+COUNT = {"type": "integer", "minimum": 0}
+
+
+def closed(required: tuple[str, ...] = (), **properties: object) -> dict:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+CLUSTER = closed(
+    ("headGroupSpec",),
+    rayVersion={"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
+    authOptions=closed(("mode",), mode={"enum": ["disabled", "token"]}),
+    enableInTreeAutoscaling={"type": "boolean"},
+    autoscalerOptions=closed(
+        idleTimeoutSeconds=COUNT, upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]}
+    ),
+    headGroupSpec=closed(
+        ("template",),
+        serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+        rayStartParams=TEXTS,
+        template={"type": "object"},
+    ),
+    workerGroupSpecs={
+        "type": "array",
+        "items": closed(
+            ("groupName", "template", "minReplicas", "maxReplicas"),
+            groupName={"type": "string"},
+            replicas=COUNT,
+            minReplicas=COUNT,
+            maxReplicas=COUNT,
+            rayStartParams=TEXTS,
+            template={"type": "object"},
+        ),
+    },
+)
+SPECS = {
+    "RayCluster": CLUSTER,
+    "RayJob": closed(
+        ("rayClusterSpec", "entrypoint"),
+        entrypoint={"type": "string"},
+        entrypointNumCpus={"type": "number"},
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
+        metadata=TEXTS,
+        backoffLimit=COUNT,
+        activeDeadlineSeconds={"type": "integer", "minimum": 1},
+        shutdownAfterJobFinishes={"type": "boolean"},
+        ttlSecondsAfterFinished=COUNT,
+        rayClusterSpec=CLUSTER,
+    ),
+    "RayService": closed(
+        ("serveConfigV2", "rayClusterConfig"), serveConfigV2={"type": "string"}, rayClusterConfig=CLUSTER
+    ),
+}
+
+
+def clusters_in(document: dict) -> list[dict]:
+    """The cluster that a manifest of KubeRay's asks for."""
+    spec = document["spec"]
+    return [found for found in (spec.get("rayClusterSpec"), spec.get("rayClusterConfig")) if found] or [spec]
+
+
+def groups(cluster: dict) -> list[dict]:
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+RAY_MANIFESTS = [
+    pytest.param(document, id=document["kind"])
+    for path in MANIFESTS
+    for document in documents(path)
+    if document["apiVersion"] == "ray.io/v1"
+]
+
+
+def test_there_is_a_manifest_of_every_kind():
+    assert {document["kind"] for path in MANIFESTS for document in documents(path)} == {
+        *SPECS,
+        "NetworkPolicy",
+        "PersistentVolumeClaim",
+    }
+
+
+@pytest.mark.parametrize("document", RAY_MANIFESTS)
+def test_fields_are_those_that_kuberay_knows(document):
+    jsonschema.validate(document["spec"], SPECS[document["kind"]])
+
+
+@pytest.mark.parametrize("document", RAY_MANIFESTS)
+def test_pods_are_those_that_kubernetes_knows(document):
+    for cluster in clusters_in(document):
+        for group in groups(cluster):
+            template = {
+                "apiVersion": "v1",
+                "kind": "PodTemplate",
+                "metadata": {"name": "x"},
+                "template": group["template"],
+            }
+            kubernetes_validate.validate(template, KUBERNETES, strict=True)
+
+
+def test_a_wrong_pod_would_be_noticed():
+    (document,) = documents(KUBERAY / "raycluster.yaml")
+    template = document["spec"]["headGroupSpec"]["template"]
+    template["spec"]["containers"][0]["livenesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenesProbe"):
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template},
+            KUBERNETES,
+            strict=True,
+        )
+
+
+@pytest.mark.parametrize(
+    "path", [KUBERAY / "network-policy.yaml", KUBERAY / "storage.yaml"], ids=lambda path: path.stem
+)
+def test_plain_objects_are_those_that_kubernetes_knows(path):
+    for document in documents(path):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("document", RAY_MANIFESTS)
+def test_every_pod_is_closed_limited_and_watched(document):
+    policy = documents(KUBERAY / "network-policy.yaml")[0]["spec"]["podSelector"]["matchLabels"]
+    (claim,) = documents(KUBERAY / "storage.yaml")
+    for cluster in clusters_in(document):
+        assert cluster["authOptions"]["mode"] == "token"
+        for group in groups(cluster):
+            pod = group["template"]
+            assert policy.items() <= pod["metadata"]["labels"].items()
+            assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+            (container,) = pod["spec"]["containers"]
+            assert container["resources"]["limits"] == container["resources"]["requests"]
+            assert {"livenessProbe", "readinessProbe"} <= set(container)
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            claims = [
+                volume["persistentVolumeClaim"]["claimName"]
+                for volume in pod["spec"]["volumes"]
+                if "persistentVolumeClaim" in volume
+            ]
+            assert claims == [claim["metadata"]["name"]]
+            if container["resources"]["limits"].get("nvidia.com/gpu"):
+                assert pod["spec"]["nodeSelector"] and pod["spec"]["tolerations"]
+
+
+def test_the_service_deploys_what_the_yaml_for_clusters_deploys():
+    (document,) = documents(KUBERAY / "rayservice.yaml")
+    inside = yaml.safe_load(document["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(inside)
+    outside = yaml.safe_load((ROOT / "serve/reward.yaml").read_text())
+    settings_of(inside["applications"][0]["args"])
+    for one in (inside, outside):
+        del one["http_options"]["host"], one["applications"][0]["args"]
+        del one["applications"][0]["deployments"][0]["ray_actor_options"]
+    assert inside == outside
+
+
+def test_the_launchers_file_is_what_ray_up_takes():
+    config = yaml.safe_load((ROOT / "clusters/gpu.yaml").read_text())
+    jsonschema.validate(config, json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text()))
+    validate_config(prepare_config(config))
+    assert config["provider"]["type"] == "aws"
+    assert all("RAY_AUTH_MODE=token" in line for line in _starts(config))
+    assert any("--dashboard-host=127.0.0.1" in line for line in _starts(config))
+
+
+def _starts(config: dict) -> list[str]:
+    lines = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    return [line for line in lines if "ray start" in line]
+
+
+def test_all_name_one_image_and_the_release_of_ray_that_is_pinned():
+    texts = [path.read_text() for path in [*MANIFESTS, ROOT / "clusters/gpu.yaml", ROOT / "clusters/Dockerfile"]]
+    assert len({image for text in texts for image in re.findall(r"registry\.example\.com/\S+", text)}) == 1
+    (pinned,) = re.findall(r"^ray==(.*)$", (ROOT / "constraints/cpu.txt").read_text(), re.MULTILINE)
+    assert {version for text in texts for version in re.findall(r"rayVersion: (\S+)", text)} == {pinned}
+
+
+def test_no_secret_stands_in_a_manifest():
+    for path in (ROOT / "clusters").rglob("*"):
+        if path.is_file():
+            assert not re.search(
+                r"\b[0-9a-f]{32,}\b|(?i:password|secret_key|token): *[\"']?\w{16,}", path.read_text()
+            ), path
+
+
+def test_what_is_copied_into_the_image_is_there_and_not_ignored():
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    for line in re.findall(r"^COPY (.+)$", (ROOT / "clusters/Dockerfile").read_text(), re.MULTILINE):
+        *sources, _ = line.split()
+        for source in sources:
+            assert (ROOT / source).exists() and f"!{source}" in ignored
+
+
+def test_the_local_shape_has_a_head_and_a_second_node():
+    shape = read_shape(str(ROOT / "clusters/local.yaml"))
+    assert [node.name for node in shape.nodes] == ["head", "second"]
+
+
+def test_what_a_submission_uploads_is_small(tmp_path):
+    """Ray's own packing of `--working-dir .`; 1.1 MiB when this was written."""
+    create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True)
+    assert (tmp_path / "package.zip").stat().st_size < 5 * 2**20

@@ -1,0 +1,56 @@
+"""`scpo_ray runs`: what manifests say."""
+
+import re
+
+import pytest
+
+from scpo_ray.__main__ import main
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.errors import ArtifactError
+from scpo_ray.ledger import records, runs_in
+
+
+def test_stages_their_artifacts_times_and_tokens(controlled_run):
+    run = RunDirectory(controlled_run.run_dir)
+    found = {record.stage: record for record in records(controlled_run.run_dir)}
+    assert list(found) == ["prepare", "train_global", "score", "select", "train", "evaluate"]
+    assert found["train_global"].num_artifacts == 2  # and the other ruler
+    scores = [run.require(name, job="score") for name in ("scores", "other_scores")]
+    assert found["score"].num_tokens == sum(int(str(one.statistics["num_tokens"])) for one in scores)
+    assert found["score"].wall_time_s == pytest.approx(sum(one.wall_time_s for one in scores))
+    models = [path.relative_to(run.fetch("")).parts[0] for path in run.fetch("").rglob("metrics.json")]
+    models = [folder for folder in models if folder not in ("global_model", "other_ruler")]
+    assert found["train"].num_artifacts == len(models)
+    assert not any(record.is_unfinished for record in found.values())
+
+
+def test_a_training_that_was_stopped_is_unfinished(tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "checkpoints/abc").mkdir(parents=True)
+    (record,) = records(str(tmp_path))
+    assert (record.stage, record.num_artifacts, record.is_unfinished) == ("train", 0, True)
+
+
+def test_a_folder_of_runs_and_a_run(tmp_path, capsys, monkeypatch):
+    for name in ("one", "two", "none"):
+        (tmp_path / name).mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name / "config.yaml").write_text("")
+    assert runs_in(str(tmp_path)) == [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert runs_in(str(tmp_path / "two")) == [str(tmp_path / "two")]
+    with pytest.raises(ArtifactError, match=r"none: no run there, nor in its folders; give a run directory"):
+        runs_in(str(tmp_path / "none"))
+
+
+def test_the_command(controlled_run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["runs", controlled_run.run_dir])
+    shown = capsys.readouterr().out
+    assert re.search(r"prepare\s+│\s+1\s+│ made\s+│ \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", shown)
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["runs", str(tmp_path / "nowhere")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1
