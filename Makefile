@@ -1,19 +1,26 @@
 # make demo   the whole pipeline on the embedded world; opens nothing, ends with runs/demo/report.html
+# make cluster-up   a Ray cluster of two nodes on this machine, with token authentication (clusters/local.yaml)
+# make cluster-down ends it
+# make audit | sbom  installed versions against published advisories; sbom.json, what is installed (CycloneDX)
 # make test   lint, types, layers, and the test suite
-# Both make their own virtual environment first.
+# All make their own virtual environment first.
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 INSTALLED := $(VENV)/installed
+TOOLS := .venv-tools/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo cluster-up cluster-down test lint audit sbom clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 demo: $(INSTALLED)
 	$(BIN)/python jobs/pipeline.py --config jobs/experiments/demo.yaml --run_dir runs/demo
+
+cluster-up cluster-down: $(INSTALLED)
+	$(BIN)/scpo_ray cluster $(@:cluster-%=%) clusters/local.yaml
 
 test: lint
 	$(BIN)/python -m pytest
@@ -32,5 +39,12 @@ $(INSTALLED): pyproject.toml constraints/cpu.txt
 	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $(INSTALLED)
 
+audit sbom: $(INSTALLED)
+	test -x $(TOOLS)/pip-audit || { $(PYTHON) -m venv $(TOOLS:/bin=) && $(TOOLS)/pip install --quiet pip-audit cyclonedx-bom; }
+	$($@)
+
+audit = $(BIN)/pip freeze --exclude-editable | $(TOOLS)/pip-audit --no-deps --disable-pip --requirement /dev/stdin
+sbom = $(TOOLS)/cyclonedx-py environment $(BIN)/python --output-file sbom.json
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-tools runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

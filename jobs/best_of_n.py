@@ -9,10 +9,13 @@ from scpo_ray.cli import load_config, run
 
 def main() -> None:
     config = load_config(description=__doc__)
-    from scpo_ray.stages import best_of_n  # deferred: a bad config fails in milliseconds
+    from scpo_ray.stages import preflight  # deferred: a bad config fails in milliseconds
 
-    best_of_n.run(config)
-    print(best_of_n.summary(config))
+    if preflight.passed(config, "best_of_n"):
+        from scpo_ray.stages import best_of_n
+
+        best_of_n.run(config)
+        print(best_of_n.summary(config))
 
 
 if __name__ == "__main__":

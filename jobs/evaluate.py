@@ -12,16 +12,18 @@ from scpo_ray.cli import load_config, run
 
 def main() -> None:
     config = load_config(description=__doc__)
-    if config.evaluate.models:
-        from scpo_ray.stages import evaluate_models
+    from scpo_ray.stages import preflight  # deferred: a bad config fails in milliseconds
 
+    if not preflight.passed(config, "evaluate"):
+        return
+    from scpo_ray.stages import evaluate, evaluate_models
+
+    if config.evaluate.models:
         page = evaluate_models.run(config)
         print(evaluate_models.summary(config))
         print(page)
-        return
-    from scpo_ray.stages import evaluate  # deferred: a bad config fails in milliseconds
-
-    print(evaluate.run(config))
+    else:
+        print(evaluate.run(config))
 
 
 if __name__ == "__main__":

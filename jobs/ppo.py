@@ -9,9 +9,12 @@ from scpo_ray.cli import load_config, run
 
 def main() -> None:
     config = load_config(description=__doc__)
-    from scpo_ray.stages import ppo  # deferred: a bad config fails in milliseconds
+    from scpo_ray.stages import preflight  # deferred: a bad config fails in milliseconds
 
-    print(ppo.run(config))
+    if preflight.passed(config, "ppo"):
+        from scpo_ray.stages import ppo
+
+        print(ppo.run(config))
 
 
 if __name__ == "__main__":

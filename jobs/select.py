@@ -9,9 +9,12 @@ from scpo_ray.cli import load_config, run
 
 def main() -> None:
     config = load_config(description=__doc__)
-    from scpo_ray.stages import select  # deferred: a bad config fails in milliseconds
+    from scpo_ray.stages import preflight  # deferred: a bad config fails in milliseconds
 
-    print(*select.run(config), sep="\n")
+    if preflight.passed(config, "select"):
+        from scpo_ray.stages import select
+
+        print(*select.run(config), sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ from scpo_ray.cli import load_config, run
 
 def main() -> None:
     config = load_config(description=__doc__)
-    from scpo_ray.stages import tune  # deferred: a bad config fails in milliseconds
+    from scpo_ray.stages import preflight  # deferred: a bad config fails in milliseconds
 
-    tune.run(config)
-    print(tune.summary(config))
+    if preflight.passed(config, "tune"):
+        from scpo_ray.stages import tune
+
+        tune.run(config)
+        print(tune.summary(config))
 
 
 if __name__ == "__main__":

@@ -140,16 +140,31 @@ class RunDirectory:
             infos = self._filesystem.get_file_info(pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True))
         return sorted(info.base_name for info in infos)
 
-    def fetch(self, name: str, *, into: Path | None = None) -> Path:
-        """A local copy of a folder or file; itself when the run directory is local."""
+    def shared_address(self, name: str) -> str:
+        """Of an artifact, for workers on other nodes; `local_copy` makes a folder of it there."""
+        return f"{self.absolute_address}/{name}"
+
+    def fetch(self, name: str) -> Path:
+        """An artifact's folder; of a remote run a copy on this machine, made once for its content, and never changed.
+
+        Raises:
+            ArtifactError: it is remote, and not complete.
+            StorageError: it cannot be copied.
+        """
         if self.is_local:
             return Path(self._root) / name
-        target = (
-            (into or Path(tempfile.gettempdir())) / f"scpo-{content_hash_of(self.path(name))[:16]}" / Path(name).name
-        )
-        with storage_errors(self.path(name)):
-            shutil.rmtree(target, ignore_errors=True)
-            pafs.copy_files(f"{self._root}/{name}", str(target), source_filesystem=self._filesystem)
+        manifest = self.find(name)
+        if manifest is None:
+            raise ArtifactError(f"{self.path(name)}: no such artifact")
+        target = Path(tempfile.gettempdir(), "scpo_ray-copies", manifest.content_hash, Path(name).name)
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging = scratch_folder(target.parent, target.name)
+            with storage_errors(self.path(name)):
+                pafs.copy_files(f"{self._root}/{name}", str(staging), source_filesystem=self._filesystem)
+            with contextlib.suppress(OSError):  # another process was first
+                staging.rename(target)
+            shutil.rmtree(staging, ignore_errors=True)
         return target
 
     def remove(self, name: str) -> None:
@@ -296,6 +311,16 @@ class Draft:
 def content_hash_of(*parts: object) -> str:
     """A hash of JSON-able parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def local_copy(address: str) -> Path:
+    """The folder of a remote artifact's copy on this machine.
+
+    Args:
+        address: what `RunDirectory.shared_address` gives, of a remote run.
+    """
+    place, _, name = address.rstrip("/").rpartition("/")
+    return RunDirectory(place).fetch(name)
 
 
 def hash_folder(folder: Path) -> str:

@@ -78,13 +78,25 @@ def load_config(argv: Sequence[str] | None = None, *, description: str | None = 
         ConfigError: an unknown key, a value that its key refuses, or a file that cannot be read; one line.
         SystemExit: 0, after `--help`.
     """
-    given = _read_command_line(sys.argv[1:] if argv is None else argv, description)
+    given = _read_command_line(_with_flag(sys.argv[1:] if argv is None else argv), description)
     config_file = given.pop("config", None)
     stated = _read_yaml(config_file) if config_file is not None else {}
     try:
         return Config.model_validate(_override(stated, given))
     except ValidationError as error:
         raise ConfigError(_explain(error, given=given, stated=stated, config_file=config_file)) from None
+
+
+_DRY_RUN = "--dry_run"
+
+
+def _with_flag(argv: Sequence[str]) -> list[str]:
+    """`--dry-run` and `--dry_run` alone mean true."""
+    found = [_DRY_RUN if argument == "--dry-run" else argument for argument in argv]
+    for place, argument in reversed(list(enumerate(found))):
+        if argument == _DRY_RUN and (place + 1 == len(found) or found[place + 1].startswith("--")):
+            found.insert(place + 1, "true")
+    return found
 
 
 def dump_yaml(config: Config) -> str:

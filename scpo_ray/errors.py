@@ -43,3 +43,7 @@ class StorageError(ScpoError):
 
 class ServiceError(ScpoError):
     """The reward service refused a request, could not be reached in time, or is none."""
+
+
+class ClusterError(ScpoError):
+    """A cluster cannot be started or reached, or can never do what is asked of it."""

@@ -4,17 +4,21 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
+from scpo_ray.artifacts import local_copy
 from scpo_ray.errors import ModelError
 
 _HASHED_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 
 
 def resolve(address: str) -> Path:
-    """The local folder of a model: a folder, `package:NAME/FOLDER` inside an installed package, or a hub name.
+    """The local folder of a model: a folder, `package:NAME/FOLDER` inside an installed package, a remote run's artifact
+    (`s3://...`), or a hub name.
 
     Raises:
         ModelError: there is no such folder, package or hub model.
     """
+    if "://" in address:
+        return local_copy(address)
     if address.startswith("package:"):
         package, _, inside = address.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package) if package.isidentifier() else None

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from scpo_ray.config import ModelConfig
+from scpo_ray.core.model_size import TransformerShape
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import pad_token_id
 
@@ -49,7 +50,7 @@ class RewardModel:
 def load(
     folder: Path,
     *,
-    attention: str = "sdpa",
+    attention: str = "auto",
     new_head_seed: int | None = None,
     safetensors_only: bool = False,
 ) -> RewardModel:
@@ -57,7 +58,7 @@ def load(
 
     Args:
         folder: transformers format, encoder or decoder.
-        attention: attention kernel, as transformers names it.
+        attention: attention kernel, as transformers names it; auto: the fastest that it has for the architecture.
         new_head_seed: put a fresh head on a backbone that has none, drawn from this seed; refuse it when unset.
         safetensors_only: refuse pickled weights. Remote code is never run.
 
@@ -72,7 +73,7 @@ def load(
                 folder,
                 num_labels=1,
                 dtype=torch.float32,
-                attn_implementation=attention,
+                attn_implementation=None if attention == "auto" else attention,
                 output_loading_info=True,
                 trust_remote_code=False,
                 use_safetensors=True if safetensors_only else None,
@@ -224,6 +225,33 @@ def describe(model: PreTrainedModel) -> dict[str, object]:
     }
 
 
+def shape_of(folder: Path) -> TransformerShape:
+    """What a checkpoint's configuration says of its size; loads no weights.
+
+    Raises:
+        ModelError: there is no readable configuration.
+    """
+    config = _read_config(folder)
+    is_gated = hasattr(config, "hidden_act") and config.model_type not in _PLAIN_MLP
+    heads = config.num_attention_heads
+    return TransformerShape(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        num_positions=0 if is_gated else config.max_position_embeddings,
+        gated_mlp=is_gated,
+        biases=not is_gated,
+    )
+
+
+_PLAIN_MLP = ("bert", "roberta", "xlm-roberta", "deberta", "deberta-v2", "electra", "distilbert", "mpnet")
+"""Encoders with two matrices per MLP and learned positions; others are read as gated decoders with rotary ones."""
+
+
 def prepare_for_training(model: PreTrainedModel, *, dropout: bool, gradient_checkpointing: bool) -> None:
     """Train mode; with `dropout` off, every dropout probability is zero (checkpointing needs train mode all the same)."""
     if not dropout:
@@ -236,25 +264,6 @@ def prepare_for_training(model: PreTrainedModel, *, dropout: bool, gradient_chec
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-
-
-def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """What a `precision` setting means on this device: auto is bfloat16 where the hardware multiplies it natively."""
-    return precision == "bfloat16" or (precision == "auto" and native_bfloat16(device))
-
-
-def resolved_precision(precision: str, *, on_gpu: bool) -> str:
-    """What auto means for scorers, decided once where the job starts: the cache's key must not depend on the worker."""
-    if precision != "auto":
-        return precision
-    return "bfloat16" if on_gpu or native_bfloat16(torch.device("cpu")) else "float32"
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 natively, so that it is worth using."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def writes_in_forward(model: PreTrainedModel) -> bool:

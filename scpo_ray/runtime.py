@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,17 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True)
+_LOG_WIDTH = 140
+"""Characters of tables where no terminal says how many it has, as in a job's log."""
+
+
+def make_console(*, stderr: bool) -> Console:
+    """As wide as the terminal, or as COLUMNS says."""
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if is_terminal or "COLUMNS" in os.environ else _LOG_WIDTH)
+
+
+console = make_console(stderr=True)
 """Progress goes to stderr; results go to stdout."""
 
 

@@ -15,6 +15,7 @@ from scpo_ray.config import FormatConfig
 from scpo_ray.core.batching import token_budget_batches
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter, TokenSequence
+from scpo_ray.precision import uses_bfloat16
 from scpo_ray.records import Message
 from scpo_ray.scoring_cost import ScoringCost
 
@@ -61,7 +62,7 @@ class RewardScorer:
         self._folder = folder
         self.formatter = Formatter(loaded.tokenizer, format_config)
         self._tokens_per_batch = tokens_per_batch
-        self._bfloat16 = models.uses_bfloat16(precision, self._device)
+        self._bfloat16 = uses_bfloat16(precision, self._device)
         self._turn = threading.Lock() if models.writes_in_forward(loaded.model) else contextlib.nullcontext()
 
     @torch.inference_mode()

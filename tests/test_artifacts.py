@@ -68,9 +68,12 @@ def test_what_is_made_is_found_and_read(run):
     assert run.names("nothing") == []
 
 
-def test_fetch_gives_a_local_copy(run, tmp_path):
+def test_fetch_gives_a_local_copy(run, tmp_path, monkeypatch):
+    (tmp_path / "copies").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
     _make(run)
-    local = run.fetch(RECIPE.name, into=tmp_path / "copies")
+    local = run.fetch(RECIPE.name)
+    assert run.fetch(RECIPE.name) == local
     assert json.loads((local / "inner" / "value.json").read_text()) == {"value": 1}
     assert hash_folder(local) == run.find(RECIPE.name).content_hash
 

@@ -11,7 +11,7 @@ from scpo_ray import models
 from scpo_ray.config import FormatConfig, ModelConfig, ScoreConfig
 from scpo_ray.errors import DataError, ModelError
 from scpo_ray.formatting import Formatter
-from scpo_ray.models import uses_bfloat16
+from scpo_ray.precision import native_bfloat16, uses_bfloat16
 from scpo_ray.scoring import RewardScorer
 
 WORDS = ["fix", "the", "boat", "with", "care", "and", "decide", "it", "together", "or", "keep", "to", "facts"]
@@ -152,4 +152,4 @@ def test_precision_names():
     cpu = torch.device("cpu")
     assert uses_bfloat16("bfloat16", cpu)
     assert not uses_bfloat16("float32", cpu)
-    assert uses_bfloat16("auto", cpu) == models.native_bfloat16(cpu)
+    assert uses_bfloat16("auto", cpu) == native_bfloat16(cpu)

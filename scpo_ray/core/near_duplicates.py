@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.preprocessing import normalize
 
 _ROWS_PER_PRODUCT = 1024
 
@@ -20,6 +18,11 @@ def near_duplicate_groups(texts: Sequence[str], *, similarity: float) -> list[in
     Returns:
         Numbers from 0 in the order of first appearance.
     """
+    from sklearn.feature_extraction.text import (
+        CountVectorizer,
+    )  # a second of imports, which most readers of splits spare
+    from sklearn.preprocessing import normalize
+
     if not texts:
         return []
     vectorizer = CountVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", dtype=np.float64)

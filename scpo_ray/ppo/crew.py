@@ -11,7 +11,7 @@ import ray
 from scpo_ray import policies
 from scpo_ray.config import FormatConfig, PpoConfig, ScoreConfig
 from scpo_ray.config.ppo import Transfer
-from scpo_ray.models import load_tokenizer, resolved_precision
+from scpo_ray.models import load_tokenizer
 from scpo_ray.ppo import sync
 from scpo_ray.ppo.actors import Failures, Pool
 from scpo_ray.ppo.engines import Engines
@@ -20,6 +20,7 @@ from scpo_ray.ppo.placement import reserved
 from scpo_ray.ppo.records import WeightUpdate
 from scpo_ray.ppo.reward import RewardActor, Scorers
 from scpo_ray.ppo.rollout import EngineSpec
+from scpo_ray.precision import resolved_precision
 
 
 @dataclass

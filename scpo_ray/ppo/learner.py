@@ -19,6 +19,7 @@ from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import LearnerConfig, PpoConfig
 from scpo_ray.errors import TrainingError
 from scpo_ray.ppo.records import CRITIC, POLICY, Canaries, Experience, Sequences, WeightUpdate
+from scpo_ray.precision import uses_bfloat16
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +103,7 @@ class Learner:
         torch.manual_seed(task.seed + self._rank)
         loaded = policies.load(Path(task.start), attention=config.attention)
         self._tokenizer, self._pad_token_id = loaded.tokenizer, models.pad_token_id(loaded.tokenizer)
-        self._bfloat16 = models.uses_bfloat16(config.precision, self._device)
+        self._bfloat16 = uses_bfloat16(config.precision, self._device)
         critic = Critic(loaded.model) if task.has_critic else None
         self._reference = None
         if task.reference is not None and not (config.lora.enabled and task.reference == task.start):

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scpo_ray import model_files
 from scpo_ray.config import FormatConfig, ScoreConfig
 from scpo_ray.errors import ConfigError
 from scpo_ray.ppo.actors import Call, Pool
@@ -19,13 +19,13 @@ class RewardActor:
     """Holds reward models by name; each is loaded once, at its first use."""
 
     def __init__(
-        self, folders: Mapping[str, str], format_config: FormatConfig, score_config: ScoreConfig, *, threads: int
+        self, addresses: Mapping[str, str], format_config: FormatConfig, score_config: ScoreConfig, *, threads: int
     ) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         import torch
 
         torch.set_num_threads(threads)
-        self._folders, self._format_config, self._score_config = dict(folders), format_config, score_config
+        self._addresses, self._format_config, self._score_config = dict(addresses), format_config, score_config
         self._scorers: dict[str, RewardScorer] = {}
 
     def pid(self) -> int:
@@ -42,7 +42,7 @@ class RewardActor:
 
         if name not in self._scorers:
             self._scorers[name] = RewardScorer(
-                Path(self._folders[name]),
+                model_files.resolve(self._addresses[name]),
                 format_config=self._format_config,
                 tokens_per_batch=self._score_config.tokens_per_batch,
                 precision=self._score_config.precision,

@@ -59,7 +59,7 @@ def run(config: Config) -> Manifest:
         at_work(
             config.ppo,
             policy=plan.start,
-            reward_models={name: model.folder for name, model in plan.all_models.items()},
+            reward_models={name: model.address for name, model in plan.all_models.items()},
             format_config=config.format,
             score_config=config.score.model_copy(update={"precision": recipes.score_precision(config)}),
         ) as crew,

@@ -15,7 +15,7 @@ from scpo_ray.ppo.objective import Scale
 from scpo_ray.records import ModelName
 from scpo_ray.runtime import connect
 from scpo_ray.stages import recipes
-from scpo_ray.stages.global_model import global_model_folder
+from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.prepare import check_known
 from scpo_ray.stages.scoring_job import ModelToScore, score_models
 from scpo_ray.stages.train import communities_to_train
@@ -26,7 +26,7 @@ class CommunityModel:
     """A community's reward model."""
 
     community: str
-    folder: str
+    address: str
     content_hash: str
     is_global: bool
     """A majority's: the global model stands for it."""
@@ -66,7 +66,7 @@ def _model(
 ) -> CommunityModel:
     if is_global:
         manifest = recipes.checked(directory, recipes.global_model(config, directory))
-        return CommunityModel(community, str(global_model_folder(directory)), manifest.content_hash, is_global=True)
+        return CommunityModel(community, global_model_address(directory), manifest.content_hash, is_global=True)
     arm = config.select.arms[0]
     name = ModelName(arm.name, community, replicate)
     recipe = recipes.reward_model(config, directory, arm, name)
@@ -76,7 +76,7 @@ def _model(
             "ppo.communities"
         )
     manifest = recipes.checked(directory, recipe)
-    return CommunityModel(community, str(directory.fetch(recipe.name)), manifest.content_hash, is_global=False)
+    return CommunityModel(community, directory.shared_address(recipe.name), manifest.content_hash, is_global=False)
 
 
 def scales(config: Config, directory: RunDirectory, wanted: dict[str, CommunityModel]) -> dict[str, Scale]:
@@ -101,8 +101,8 @@ def scales(config: Config, directory: RunDirectory, wanted: dict[str, CommunityM
                 f"{model.community}: {len(identifiers)} responses in validation pairs, too few to know its rewards' scale; "
                 "leave it out of ppo.communities, or raise prepare.validation_fraction"
             )
-        models.check(model_files.resolve(model.folder), may_lack_head=False, max_tokens=config.format.max_tokens)
-        to_score.append(ModelToScore(name, model.folder, identifiers.sort()))
+        models.check(model_files.resolve(model.address), may_lack_head=False, max_tokens=config.format.max_tokens)
+        to_score.append(ModelToScore(name, model.address, identifiers.sort()))
     rewards, _ = score_models(to_score, config)
     found = {}
     for name, table in rewards.items():

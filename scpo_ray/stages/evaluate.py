@@ -64,7 +64,7 @@ def run(config: Config) -> Manifest:
     wanted = [
         ModelToScore(
             str(name),
-            str(directory.fetch(manifest.name)),
+            directory.shared_address(manifest.name),
             _responses(config, inputs, name),
             dropout=config.evaluate.dropout,
         )

@@ -14,7 +14,7 @@ def global_model_address(directory: RunDirectory) -> str:
     """A folder, `package:` address or hub name that `model_files.resolve` understands."""
     if REFERENCE in directory.names(GLOBAL_MODEL):
         return str(directory.read_json(f"{GLOBAL_MODEL}/{REFERENCE}")["address"])
-    return str(directory.fetch(GLOBAL_MODEL))
+    return directory.shared_address(GLOBAL_MODEL)
 
 
 def global_model_folder(directory: RunDirectory) -> Path:

@@ -55,7 +55,7 @@ def run(config: Config) -> str:
     if plan.missing or policy_evaluation.is_missing(config, directory, plan):
         connect()
         placement.check(placement.layout(config.ppo), ray.cluster_resources())
-        reward_models = {name: model.folder for name, model in plan.all_models.items()}
+        reward_models = {name: model.address for name, model in plan.all_models.items()}
         known_scales = scales(config, directory, plan.all_models)
         with at_work(
             config.ppo,

@@ -76,7 +76,7 @@ def scores(config: Config, run: RunDirectory, *, other: bool = False) -> Recipe:
 
 def score_precision(config: Config) -> str:
     """`score.precision`, auto resolved."""
-    from scpo_ray.models import resolved_precision  # with torch; most who ask for a recipe need none
+    from scpo_ray.precision import resolved_precision  # with torch; most who ask for a recipe need none
 
     return resolved_precision(config.score.precision, on_gpu=config.score.gpus_per_scorer > 0)
 

@@ -6,7 +6,7 @@ from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.runtime import connect, progress_bar
 from scpo_ray.stages import recipes
-from scpo_ray.stages.global_model import global_model_folder
+from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.scoring_job import ModelToScore, score_models
 
 
@@ -27,13 +27,13 @@ def _make(config: Config, directory: RunDirectory, *, other: bool) -> Manifest:
     made = recipe.is_made(directory, rebuild=config.rebuild)
     if made is not None:
         return made
-    folder = directory.fetch(recipes.OTHER_RULER) if other else global_model_folder(directory)
+    address = directory.shared_address(recipes.OTHER_RULER) if other else global_model_address(directory)
     connect()
     response_ids = directory.read_table("prepared/responses.parquet", columns=["response_id"])["response_id"]
     with recipe.making(directory) as draft:
         with progress_bar("score", unit="responses") as bar:
             tables, cost = score_models(
-                [ModelToScore(recipe.name, str(folder), response_ids.combine_chunks())],
+                [ModelToScore(recipe.name, address, response_ids.combine_chunks())],
                 config,
                 on_progress=lambda done, total, _: bar.update(done, total),
             )

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from scpo_ray import model_files
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config, FormatConfig, ScoreConfig
 from scpo_ray.errors import ConfigError, ScpoError
@@ -46,7 +47,7 @@ class ModelToScore:
     """One model and the responses that it must score."""
 
     name: str
-    folder: str
+    address: str
     response_ids: pa.Array
     dropout: bool = False
 
@@ -98,7 +99,7 @@ def _dataset(wanted: Sequence[ModelToScore], missing: dict[str, pa.Array], confi
         .map_batches(
             ScoringActor,
             fn_constructor_kwargs={
-                "folders": {model.name: model.folder for model in wanted},
+                "addresses": {model.name: model.address for model in wanted},
                 "dropout": {model.name: model.dropout for model in wanted},
                 "score_config": score,
                 "format_config": config.format,
@@ -138,7 +139,7 @@ class ScoringActor:
     def __init__(
         self,
         *,
-        folders: dict[str, str],
+        addresses: dict[str, str],
         dropout: dict[str, bool],
         score_config: ScoreConfig,
         format_config: FormatConfig,
@@ -148,7 +149,7 @@ class ScoringActor:
 
         threads = score_config.threads_per_scorer or max(1, (os.cpu_count() or 1) // score_config.num_scorers)
         torch.set_num_threads(threads)
-        self._folders, self._dropout = folders, dropout
+        self._addresses, self._dropout = addresses, dropout
         self._score_config, self._format_config, self._cache_dir = score_config, format_config, cache_dir
         self._loaded: tuple[str, RewardScorer, ScoreCache] | None = None
 
@@ -181,7 +182,7 @@ class ScoringActor:
         from scpo_ray.scoring import RewardScorer
 
         if self._loaded is None or self._loaded[0] != model:
-            folder = Path(self._folders[model])
+            folder = model_files.resolve(self._addresses[model])
             scorer = RewardScorer(
                 folder,
                 format_config=self._format_config,
@@ -200,7 +201,7 @@ def open_cache(
     address: str, folder: Path, format_config: FormatConfig, score_config: ScoreConfig, *, dropout: bool
 ) -> ScoreCache:
     """The cache of a model under a format and a precision."""
-    from scpo_ray import model_files, models
+    from scpo_ray import models
     from scpo_ray.formatting import Formatter
 
     formatter = Formatter(models.load_tokenizer(folder), format_config)
@@ -220,7 +221,9 @@ def cache_address(config: Config) -> str:
 
 
 def _cache(model: ModelToScore, config: Config) -> ScoreCache:
-    return open_cache(cache_address(config), Path(model.folder), config.format, config.score, dropout=model.dropout)
+    return open_cache(
+        cache_address(config), model_files.resolve(model.address), config.format, config.score, dropout=model.dropout
+    )
 
 
 def _missing(model: ModelToScore, cache: ScoreCache) -> pa.Array:

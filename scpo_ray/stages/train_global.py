@@ -133,7 +133,7 @@ def _start_model(config: Config, directory: RunDirectory, *, seed: int) -> Start
     recipe = Recipe(_INITIAL, "train_global", {}, {}, config.seed)
     with replace(recipe).making(directory) as draft:
         models.save(made.model, made.tokenizer, draft.folder)
-    return StartModel(str(directory.fetch(_INITIAL)))
+    return StartModel(directory.shared_address(_INITIAL))
 
 
 def _take_as_it_is(config: Config, directory: RunDirectory, recipe: Recipe) -> Manifest:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from scpo_ray.artifacts import storage_errors
 from scpo_ray.config import LoraConfig
 from scpo_ray.errors import ScpoError, StorageError
-from scpo_ray.models import uses_bfloat16
+from scpo_ray.precision import uses_bfloat16
 from scpo_ray.training.step import parameter_groups
 
 if TYPE_CHECKING:

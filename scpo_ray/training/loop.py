@@ -22,7 +22,7 @@ from scpo_ray.training.batches import Item, PreferenceSet
 from scpo_ray.training.data import load_preferences
 from scpo_ray.training.model_card import model_card
 from scpo_ray.training.step import collate_items, normalizers, part_loss, placeholder_loss
-from scpo_ray.training.task import Observation, StartModel, TrainingSummary, TrainingTask, checkpoint_folder
+from scpo_ray.training.task import Observation, StartModel, TrainingSummary, TrainingTask, checkpoint_folder, ranks_of
 from scpo_ray.training.watch import Watcher
 
 Progress = Callable[[int, int, float], None]
@@ -282,16 +282,16 @@ class Checkpoints:
         Raises:
             TrainingError: it was written by another number of workers.
         """
-        found = sorted(self._folder.glob("step_*")) if self._folder.is_dir() else []
-        if not found:
+        found = ranks_of(self._folder)
+        if found is None:
             return
-        ranks = len(list(found[-1].glob("rank_*.pt")))
+        checkpoint, ranks = found
         if ranks != self._trainer.world_size:
             raise TrainingError(
-                f"{found[-1]}: written by {ranks} workers, this run has {self._trainer.world_size}; use the same "
+                f"{checkpoint}: written by {ranks} workers, this run has {self._trainer.world_size}; use the same "
                 "num_workers or delete the folder"
             )
-        state = engines.load_checkpoint({"state": self._trainer.engine}, found[-1])
+        state = engines.load_checkpoint({"state": self._trainer.engine}, checkpoint)
         for name, value in state.items():
             setattr(self._trainer, name, value)
 

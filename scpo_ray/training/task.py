@@ -92,6 +92,12 @@ def checkpoint_folder(task: TrainingTask) -> Path:
     return checkpoints_of(task.recipe, "checkpoints", run_address=task.run_address, place=task.config.checkpoint_dir)
 
 
+def ranks_of(folder: Path) -> tuple[Path, int] | None:
+    """The newest checkpoint of an unfinished training, and how many ranks wrote it; None where there is none."""
+    found = sorted(folder.glob("step_*")) if folder.is_dir() else []
+    return (found[-1], len(list(found[-1].glob("rank_*.pt")))) if found else None
+
+
 def checkpoints_of(recipe: Recipe, folder: str, *, run_address: str, place: str | None) -> Path:
     """In `place`, or in a folder of the run directory; the last part is a digest of the recipe."""
     digest = content_hash_of(recipe.name, dict(recipe.identity), dict(recipe.inputs))[:16]

@@ -64,7 +64,7 @@ def _crew(config: Config, plan: Plan, **models: str):
     return at_work(
         config.ppo,
         policy=plan.start,
-        reward_models={name: model.folder for name, model in plan.all_models.items()} | models,
+        reward_models={name: model.address for name, model in plan.all_models.items()} | models,
         format_config=config.format,
         score_config=config.score.model_copy(update={"precision": recipes.score_precision(config)}),
     )
@@ -153,7 +153,7 @@ def test_rewards_are_those_of_the_pipelines_scorer(config, plan, crew):
     answers = [Answer(prompt.context, text) for text in ("do this at once .", "hey there .", "do this at once .")]
     found = crew.scorers.score({FIRST: answers})[FIRST].values
     scorer = RewardScorer(
-        Path(plan.models[FIRST].folder),
+        Path(plan.models[FIRST].address),
         format_config=config.format,
         tokens_per_batch=8192,
         precision=recipes.score_precision(config),
@@ -324,7 +324,7 @@ def test_a_reward_model_that_gives_no_number_stops_the_run_with_the_response(
 ):
     """Its weights are damaged after the run has started."""
     broken = tmp_path / "broken"
-    shutil.copytree(plan.models[FIRST].folder, broken)
+    shutil.copytree(plan.models[FIRST].address, broken)
     weights = load_file(broken / "model.safetensors")
     save_file({name: tensor * float("nan") for name, tensor in weights.items()}, broken / "model.safetensors")
     import ray

@@ -1,0 +1,255 @@
+"""What a stage will compute: tokens, FLOPs, memory per device, hours; from the data that is prepared and the models' shapes."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scpo_ray import hardware, model_files
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.capacity import Capacity
+from scpo_ray.config import Config, ModelConfig, OptimizationConfig
+from scpo_ray.core.model_size import TransformerShape, activation_bytes, forward_flops, state_bytes, training_flops
+from scpo_ray.errors import ModelError
+from scpo_ray.models import shape_of
+from scpo_ray.precision import resolved_precision
+from scpo_ray.stages.recipes import GLOBAL_MODEL, PREPARED, SCORES
+
+CHARACTERS_PER_TOKEN = 4.0
+"""Where nothing has been scored yet: about what tokenizers make of English."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a stage from its start to its end. None is what cannot be known yet."""
+
+    num_tokens: float
+    flops: float
+    memory_bytes: float | None
+    """Per device, weights and what a step keeps; the framework's own needs come on top."""
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is prepared, counted."""
+
+    num_responses: int
+    num_pairs: int
+    training_items: dict[str, int]
+    """Community -> interactions, prompts or pairs (as `batching` has it) among its training pairs."""
+    training_responses: dict[str, int]
+    """Community -> responses of these items, each once per item."""
+    majority: tuple[str, ...]
+    mean_tokens: float
+    """Of a response with its context."""
+    is_measured: bool
+    """Whether tokens were counted by the scorer, or are guessed from characters."""
+
+
+POOLED = "pooled"
+"""Name of communities that are trained on together, in `Data`."""
+
+
+def read_data(config: Config, directory: RunDirectory, *, batching: str, pooled: Sequence[str] = ()) -> Data | None:
+    """None before `prepare`.
+
+    Args:
+        batching: what an item is: that of `train`, or of `train_global`.
+        pooled: count these communities as one, whose members share items, and no others.
+    """
+    manifest = directory.find(PREPARED)
+    if manifest is None:
+        return None
+    columns = ["community", "interaction_id", "prompt_id", "pair_id", "chosen_id", "rejected_id"]
+    pairs = directory.read_table("prepared/pairs.parquet", columns=columns, filters=pc.field("split") == "train")
+    if pooled:
+        pairs = pairs.filter(pc.field("community").isin(list(pooled)))
+        pairs = pairs.set_column(0, "community", pa.repeat(POOLED, len(pairs)))
+    key = {"interactions": "interaction_id", "prompts": "prompt_id", "pairs": "pair_id"}[batching]
+    items, responses = _per_community(pairs, key)
+    tokens, is_measured = _mean_tokens(config, directory)
+    statistics = manifest.statistics
+    majority = statistics["majority"]
+    assert isinstance(majority, list)
+    counts = [int(str(statistics[name])) for name in ("num_responses", "num_pairs")]
+    return Data(counts[0], counts[1], items, responses, tuple(majority), tokens, is_measured)
+
+
+def _per_community(pairs: pa.Table, key: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Items, and responses in them."""
+    rows = pa.concat_tables(
+        [
+            pairs.select(["community", key, column]).rename_columns(["community", "item", "response"])
+            for column in _SIDES
+        ]
+    )
+    distinct = rows.group_by(["community", "item", "response"]).aggregate([])
+    responses = distinct.group_by("community").aggregate([([], "count_all")]).to_pylist()
+    items = distinct.group_by("community").aggregate([("item", "count_distinct")]).to_pylist()
+    return (
+        {row["community"]: row["item_count_distinct"] for row in items},
+        {row["community"]: row["count_all"] for row in responses},
+    )
+
+
+_SIDES = ("chosen_id", "rejected_id")
+
+
+def _mean_tokens(config: Config, directory: RunDirectory) -> tuple[float, bool]:
+    if directory.find(SCORES) is not None:
+        return float(
+            pc.mean(directory.read_table("scores/scores.parquet", columns=["num_tokens"])["num_tokens"]).as_py()
+        ), True
+    with directory.open_parquet("prepared/responses.parquet") as file:  # the first rows speak for all
+        rows = file.read_row_group(0, columns=["context", "response"]).to_pylist()
+    lengths = [len(row["response"]) + sum(len(message["content"]) for message in row["context"]) for row in rows]
+    capped = [min(length / CHARACTERS_PER_TOKEN, config.format.max_tokens) for length in lengths]
+    return sum(capped) / len(capped), False
+
+
+def estimate(config: Config, directory: RunDirectory, stage: str, capacity: Capacity) -> Estimate | None:
+    """Of a stage that runs a model; None where its data or model is not known yet."""
+    if stage not in _STAGES:
+        return None
+    data = read_data(config, directory, batching=config.train.batching)
+    if data is None:
+        return None
+    try:
+        return _STAGES[stage](config, directory, data, capacity)
+    except ModelError:  # no model yet, which the stage itself will refuse
+        return None
+
+
+def _score(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
+    return _scoring(config, directory, data.num_responses, data, capacity)
+
+
+def _evaluate(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
+    """Every model reads the responses of validation and test pairs: those that no training pair has."""
+    num_models = len(_communities(config, data)) * len(config.select.arms) * config.train.num_seeds
+    share = 1 - sum(data.training_responses.values()) / max(data.num_responses, 1)
+    return _scoring(config, directory, num_models * data.num_responses * max(share, 0.0), data, capacity)
+
+
+def _scoring(config: Config, directory: RunDirectory, num_responses: float, data: Data, capacity: Capacity) -> Estimate:
+    shape = reward_shape(config, directory)
+    score = config.score
+    tokens = num_responses * data.mean_tokens
+    flops = forward_flops(shape, num_tokens=tokens, mean_length=data.mean_tokens)
+    on_gpu = score.gpus_per_scorer > 0
+    device = _device(score.precision, on_gpu, capacity)
+    seconds = device and flops / (device.flops * device.scoring_utilization) / (score.num_scorers if on_gpu else 1)
+    return Estimate(tokens, flops, float(4 * shape.num_parameters), seconds)
+
+
+def _train_global(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate | None:
+    train = config.train_global
+    if train.epochs == 0:
+        return None
+    names = train.communities or data.majority
+    together = read_data(config, directory, batching=train.batching, pooled=names)
+    assert together is not None
+    return _training(config, directory, train, list(together.training_items), together, capacity)
+
+
+def _train(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
+    """At most: what selection drops is not taken off."""
+    many = len(config.select.arms) * config.train.num_seeds
+    return _training(config, directory, config.train, _communities(config, data) * many, data, capacity)
+
+
+def _training(
+    config: Config, directory: RunDirectory, train: OptimizationConfig, names: list[str], data: Data, capacity: Capacity
+) -> Estimate:
+    shape = reward_shape(config, directory)
+    tokens = sum(data.training_responses[name] * _passes(train, data.training_items[name]) for name in names)
+    tokens *= data.mean_tokens
+    rank = train.lora.rank if train.lora.enabled else None
+    flops = training_flops(
+        shape,
+        num_tokens=tokens,
+        mean_length=data.mean_tokens,
+        lora_rank=rank,
+        checkpointing=train.gradient_checkpointing,
+    )
+    trained = shape.num_parameters if rank is None else shape.num_adapter_parameters(rank)
+    on_gpu, bfloat16 = train.use_gpu, resolved_precision(train.precision, on_gpu=train.use_gpu) == "bfloat16"
+    responses_per_item = sum(data.training_responses.values()) / max(sum(data.training_items.values()), 1)
+    micro_batch = math.ceil(train.batch_size / train.num_workers / train.accumulation_steps) * responses_per_item
+    memory = state_bytes(
+        shape.num_parameters, num_trained=trained, zero_stage=train.zero_stage, num_devices=train.num_workers
+    ) + activation_bytes(
+        shape,
+        num_tokens=micro_batch * config.format.max_tokens,
+        length=config.format.max_tokens,
+        bytes_per_value=2 if bfloat16 else 4,
+        checkpointing=train.gradient_checkpointing,
+        eager=train.attention == "eager",
+    )
+    device = _device(train.precision, on_gpu, capacity)
+    groups = config.train.num_worker_groups if train is config.train else 1
+    devices = train.num_workers * groups if on_gpu else 1
+    seconds = device and flops / (device.flops * device.training_utilization) / devices
+    return Estimate(tokens, flops, memory, seconds)
+
+
+def _passes(train: OptimizationConfig, num_items: int) -> float:
+    """Over a community's items: `epochs`, or what `max_steps` leaves of them."""
+    if train.max_steps is None:
+        return train.epochs
+    of_steps = train.max_steps * train.batch_size / max(num_items, 1)
+    return of_steps if train.max_steps_overrides_epochs else min(train.epochs, of_steps)
+
+
+def _communities(config: Config, data: Data) -> list[str]:
+    if config.train.communities is not None:
+        return [name for name in config.train.communities if name in data.training_items]
+    return [name for name in data.training_items if name not in data.majority]
+
+
+def _device(precision: str, on_gpu: bool, capacity: Capacity) -> hardware.Device | None:
+    if on_gpu:
+        return hardware.gpu(capacity.accelerator)
+    return hardware.cpu(bfloat16=resolved_precision(precision, on_gpu=False) == "bfloat16")
+
+
+def reward_shape(config: Config, directory: RunDirectory) -> TransformerShape:
+    """Of the run's reward models: the global model's, or of what it will be made from.
+
+    Raises:
+        ModelError: the configured model cannot be had.
+    """
+    train = config.train_global
+    if train.model is not None:
+        return shape_of(model_files.resolve(train.model))
+    if directory.find(GLOBAL_MODEL) is not None and directory.is_local:
+        return shape_of(Path(directory.fetch(GLOBAL_MODEL)))
+    return _scratch_shape(train.scratch, config.format.max_tokens)
+
+
+def _scratch_shape(scratch: ModelConfig, max_tokens: int) -> TransformerShape:
+    is_bert = scratch.architecture == "bert"
+    return TransformerShape(
+        num_layers=scratch.num_layers,
+        hidden_size=scratch.hidden_size,
+        intermediate_size=4 * scratch.hidden_size,
+        num_heads=scratch.num_heads,
+        num_kv_heads=scratch.num_heads,
+        head_size=scratch.hidden_size // scratch.num_heads,
+        vocab_size=scratch.vocab_size,
+        num_positions=max_tokens if is_bert else 0,
+        gated_mlp=not is_bert,
+        biases=is_bert,
+    )
+
+
+_STAGES: dict[str, Callable[[Config, RunDirectory, Data, Capacity], Estimate | None]] = {
+    "train_global": _train_global,
+    "score": _score,
+    "train": _train,
+    "evaluate": _evaluate,
+}

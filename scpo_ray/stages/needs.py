@@ -1,0 +1,96 @@
+"""Which actors a stage starts, and what each of them reserves: known from the configuration alone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from scpo_ray.config import Config, OptimizationConfig
+from scpo_ray.ppo.placement import Kind, layout
+
+JOBS: Mapping[str, tuple[str, ...]] = {
+    "prepare": ("prepare",),
+    "train_global": ("train_global",),
+    "score": ("score",),
+    "select": ("select",),
+    "train": ("train",),
+    "evaluate": ("evaluate",),
+    "report": ("report",),
+    "pipeline": ("prepare", "train_global", "score", "select", "train", "evaluate", "report"),
+    "tune": ("prepare", "train_global", "score", "tune"),
+    "sft": ("sft",),
+    "ppo": ("ppo",),
+    "best_of_n": ("best_of_n",),
+}
+"""Job -> its stages, in order."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage reserves at one time."""
+
+    what: str
+    """`2 training workers`."""
+
+    bundles: tuple[Mapping[str, float], ...]
+    """Resources that have to be on one node, of each actor or of actors that share a place."""
+
+    remedy: str
+    """Settings to change where the cluster can never place them."""
+
+
+def needs_of(config: Config, stage: str) -> Needs | None:
+    """What a stage reserves; None for stages that work in the job's own process."""
+    if stage not in _NEEDS:
+        return None
+    return _NEEDS[stage](config)
+
+
+def _scorers(config: Config) -> Needs:
+    score = config.score
+    return Needs(
+        _count(score.num_scorers, "scorer"),
+        ({"CPU": score.cpus_per_scorer, "GPU": score.gpus_per_scorer},) * score.num_scorers,
+        "lower score.num_scorers, score.cpus_per_scorer or score.gpus_per_scorer",
+    )
+
+
+def _workers(section: str, *, grouped: bool) -> Callable[[Config], Needs]:
+    def needs(config: Config) -> Needs:
+        settings: OptimizationConfig = config.train if section == "train" else config.train_global
+        number = settings.num_workers * (config.train.num_worker_groups if grouped else 1)
+        each = {"CPU": settings.cpus_per_worker, "GPU": float(settings.use_gpu)}
+        names = [f"{section}.num_workers", f"{section}.cpus_per_worker"]
+        names += [f"{section}.num_worker_groups"] if grouped else []
+        off = f", or set {section}.use_gpu to false" if settings.use_gpu else ""
+        return Needs(_count(number, "training worker"), (each,) * number, f"lower {' or '.join(names)}{off}")
+
+    return needs
+
+
+def _policies(section: str, *kinds: Kind) -> Callable[[Config], Needs]:
+    def needs(config: Config) -> Needs:
+        settings = config.sft if section == "sft" else config.ppo
+        numbers = {kind: getattr(settings, f"num_{kind}s") for kind in kinds}
+        names = " or ".join(f"{section}.num_{kind}s" for kind in kinds)
+        return Needs(
+            ", ".join(_count(number, kind) for kind, number in numbers.items()),
+            tuple(layout(settings, kinds).bundles),
+            f"lower {names} or their cpus_per_... and gpus_per_...",
+        )
+
+    return needs
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+_NEEDS: dict[str, Callable[[Config], Needs]] = {
+    "train_global": _workers("train_global", grouped=False),
+    "score": _scorers,
+    "train": _workers("train", grouped=True),
+    "tune": _workers("train", grouped=True),
+    "evaluate": _scorers,
+    "sft": _policies("sft", "learner"),
+    "ppo": _policies("ppo", "engine", "scorer", "learner"),
+    "best_of_n": _policies("ppo", "engine", "scorer"),
+}

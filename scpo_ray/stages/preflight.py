@@ -1,0 +1,195 @@
+"""Before any accelerator is taken: can the cluster ever place this job, can it write, do the inputs match; and what it will cost.
+
+`--dry-run` stops after it. What can be refused without a model library is refused first, in a second or two.
+"""
+
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from scpo_ray.artifacts import RunDirectory, storage_errors
+from scpo_ray.capacity import Capacity, capacity
+from scpo_ray.config import Config
+from scpo_ray.core.placement import reason_unplaceable
+from scpo_ray.errors import ArtifactError, ConfigError, TrainingError
+from scpo_ray.runtime import console, make_console
+from scpo_ray.stages import recipes
+from scpo_ray.stages.needs import JOBS, needs_of
+from scpo_ray.stages.train import model_names
+from scpo_ray.training.task import checkpoints_of, ranks_of
+
+
+def passed(config: Config, job: str) -> bool:
+    """Refuse now what would fail later, and show the plan.
+
+    Returns:
+        Whether the job is to go on: False under `--dry_run`, after the plan.
+
+    Raises:
+        ConfigError: the cluster can never place a stage.
+        StorageError: the run directory cannot be written.
+        ArtifactError: an artifact that is there was made by another config, or from other inputs.
+        ModelError: a model cannot be used.
+        TrainingError: an unfinished training was left by another number of workers.
+    """
+    has = capacity()
+    check_storage(config)
+    directory = RunDirectory(config.run_dir)
+    made = check_artifacts(config, directory, job)
+    for stage in JOBS[job]:
+        if stage not in made:  # a report of what a cluster has trained can be made anywhere
+            check_placement(config, stage, has)
+    check_checkpoints(config, directory, JOBS[job])
+    from scpo_ray.stages import plan  # with the model libraries, which take seconds to import
+
+    for stage in JOBS[job]:
+        plan.check_model(config, stage)
+    plans = plan.make(config, directory, JOBS[job], made, has)
+    if config.dry_run or any(line.needs for line in plans):
+        (make_console(stderr=False) if config.dry_run else console).print(plan.table(plans, has))
+    return not config.dry_run
+
+
+def check_placement(config: Config, stage: str, has: Capacity) -> None:
+    """Refuse what the cluster, with all that its autoscaler may add, can never hold.
+
+    Raises:
+        ConfigError: with what is needed, what is there, and the settings to change.
+    """
+    needs = needs_of(config, stage)
+    reason = needs and reason_unplaceable(needs.bundles, has.nodes)
+    if needs and reason:
+        raise ConfigError(f"{stage}: {needs.what}: {reason} ({has.where}); {needs.remedy}, or take a larger cluster")
+
+
+def check_storage(config: Config) -> None:
+    """Write something where the run directory is or will be, and take it away again.
+
+    Raises:
+        StorageError: it cannot be written, or the bucket is not there.
+    """
+    directory = RunDirectory(config.run_dir)
+    with storage_errors(config.run_dir):
+        if directory.is_local:
+            root = Path(directory.absolute_address)
+            place = next(folder for folder in (root, *root.parents) if folder.exists())
+            if not place.is_dir():
+                raise NotADirectoryError(20, "is a file, no folder", str(place))
+            with tempfile.TemporaryFile(dir=place):
+                return
+        filesystem, path = pafs.FileSystem.from_uri(config.run_dir)
+        path = path.rstrip("/")
+        is_new = filesystem.get_file_info(path).type == pafs.FileType.NotFound
+        probe = f"{path}/.preflight-{uuid.uuid4().hex}"
+        with filesystem.open_output_stream(probe) as stream:
+            stream.write(b"scpo_ray")
+        filesystem.delete_file(probe)
+        if is_new:
+            filesystem.delete_dir(path)  # Arrow leaves a marker of the folder
+
+
+def check_artifacts(config: Config, directory: RunDirectory, job: str) -> set[str]:
+    """Refuse artifacts of another config before anything new is made, not when their turn comes.
+
+    Returns:
+        Stages of the job of which nothing is left to do.
+
+    Raises:
+        ArtifactError: as the stage itself would; `rebuild` allows it.
+    """
+    stages, last = JOBS[job], _LAST.get(job, JOBS[job][-1])
+    if job == "evaluate" and config.evaluate.models:
+        last = "prepare"
+    made: set[str] = set()
+    for stage, recipes_of in _RECIPES.items():
+        wanted = recipes_of(config, directory)
+        if stage in stages:
+            found = [recipe.is_made(directory, rebuild=config.rebuild) for recipe in wanted]
+        else:
+            found = [recipes.checked(directory, recipe) if directory.find(recipe.name) else None for recipe in wanted]
+        if not all(manifest is not None for manifest in found):
+            break  # what follows will be made from something that is not there yet
+        made.add(stage)
+        if stage == last:
+            break
+    if last == "evaluate" and "select" in made and _evaluation_is_made(config, directory) and "train" in made:
+        made.add("evaluate")
+    return made & set(stages)
+
+
+_LAST = {
+    "pipeline": "evaluate",
+    "report": "evaluate",
+    "tune": "score",
+    "sft": "prepare",
+    "ppo": "train",
+    "best_of_n": "train",
+}
+"""Job -> the last stage whose artifact it makes or reads; of others, their own."""
+
+
+def _evaluation_is_made(config: Config, directory: RunDirectory) -> bool:
+    """Of other models it is stale and will be made anew; of other settings it is refused."""
+    names = [(name, recipes.reward_model(config, directory, arm, name)) for arm, name in model_names(config, directory)]
+    trained = {name: made for name, recipe in names if (made := directory.find(recipe.name)) is not None}
+    recipe = recipes.evaluation(config, directory, trained)
+    found = directory.find(recipe.name)
+    if found is not None and dict(found.identity) != recipe.identity:
+        recipe.is_made(directory, rebuild=config.rebuild)
+    return found is not None and recipe.difference(found) is None
+
+
+def check_checkpoints(config: Config, directory: RunDirectory, stages: tuple[str, ...]) -> None:
+    """Refuse to resume a training with another number of workers than it was begun with.
+
+    Raises:
+        TrainingError: with the folder and both numbers.
+    """
+    for stage in ("train_global", "train"):
+        if stage not in stages:
+            continue
+        settings = getattr(config, stage)
+        try:
+            wanted = _RECIPES[stage](config, directory)
+        except ArtifactError:  # from what is still to be made: there is no checkpoint of it
+            return
+        for recipe in wanted:
+            folder = checkpoints_of(
+                recipe, "checkpoints", run_address=directory.absolute_address, place=settings.checkpoint_dir
+            )
+            refuse_other_ranks(folder, settings.num_workers, f"{stage}.num_workers")
+
+
+def refuse_other_ranks(folder: Path, num_ranks: int, setting: str) -> None:
+    """Of the newest checkpoint in a folder.
+
+    Raises:
+        TrainingError: another number of ranks wrote it.
+    """
+    found = ranks_of(folder)
+    if found is not None and found[1] != num_ranks:
+        raise TrainingError(
+            f"{found[0]}: written by {found[1]} workers, {setting} is {num_ranks}, and a ZeRO checkpoint is read by as many as "
+            f"wrote it; set {setting} to {found[1]}, or delete the folder to begin again"
+        )
+
+
+def _reward_models(config: Config, directory: RunDirectory) -> list[recipes.Recipe]:
+    return [recipes.reward_model(config, directory, arm, name) for arm, name in model_names(config, directory)]
+
+
+def _rulers(config: Config) -> tuple[bool, ...]:
+    """The global model, and the other ruler where a control needs one."""
+    return (False, True) if config.select.needs_other_ruler else (False,)
+
+
+_RECIPES: dict[str, Callable[[Config, RunDirectory], list[recipes.Recipe]]] = {
+    "prepare": lambda config, _: [recipes.prepared(config)],
+    "train_global": lambda config, run: [recipes.global_model(config, run, other=other) for other in _rulers(config)],
+    "score": lambda config, run: [recipes.scores(config, run, other=other) for other in _rulers(config)],
+    "select": lambda config, run: [recipes.decisions(config, run, arm) for arm in config.select.arms],
+    "train": _reward_models,
+}

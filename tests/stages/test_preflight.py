@@ -1,0 +1,254 @@
+"""What can never work is refused before an actor starts; what can is planned."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.capacity import Capacity
+from scpo_ray.cli import dump_yaml
+from scpo_ray.config import Config
+from scpo_ray.errors import ArtifactError, ConfigError, DataError, ModelError, StorageError, TrainingError
+from scpo_ray.stages import plan, preflight, prepare
+from scpo_ray.stages.estimate import estimate, read_data
+from scpo_ray.stages.needs import JOBS, needs_of
+from scpo_ray.stages.recipes import global_model
+from scpo_ray.training.task import checkpoints_of
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+LAPTOP = Capacity(({"CPU": 2.0, "GPU": 0.0},), "this machine")
+GPU_CLUSTER = Capacity(
+    ({"CPU": 16.0}, *[{"CPU": 32.0, "GPU": 8.0, "accelerator_type:H100": 1.0}] * 2), "the cluster at x"
+)
+
+
+def of(tmp_path, **settings) -> Config:
+    return Config(run_dir=str(tmp_path / "run"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "message"),
+    [
+        (
+            "train",
+            {"train": {"use_gpu": True, "num_workers": 2}},
+            r"train: 2 training workers: 2 GPU needed, 0 there \(this machine\); lower train.num_workers or .* or set "
+            r"train.use_gpu to false, or take a larger cluster",
+        ),
+        (
+            "score",
+            {"score": {"num_scorers": 5}},
+            r"score: 5 scorers: 5 CPU needed, 2 there \(this machine\); lower score.num",
+        ),
+        (
+            "train_global",
+            {"train_global": {"cpus_per_worker": 3}},
+            r"train_global: 1 training worker: 3 CPU needed, 2 there",
+        ),
+        (
+            "ppo",
+            {"ppo": {"gpus_per_engine": 0.5, "num_engines": 2}},
+            r"ppo: 2 engines, 1 scorer, 1 learner: 1 GPU needed",
+        ),
+        ("sft", {"sft": {"num_learners": 3}}, r"sft: 3 learners: 3 CPU needed, 2 there"),
+    ],
+)
+def test_a_stage_that_no_node_can_ever_hold(tmp_path, stage, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        preflight.check_placement(of(tmp_path, **settings), stage, LAPTOP)
+
+
+def test_a_colocated_bundle_must_fit_one_node(tmp_path):
+    ppo = {"placement": "colocated", "cpus_per_engine": 20, "cpus_per_learner": 20, "cpus_per_scorer": 0}
+    with pytest.raises(ConfigError, match="40 CPU needed on one node, and no node has it"):
+        preflight.check_placement(of(tmp_path, ppo=ppo), "ppo", GPU_CLUSTER)
+    apart = of(tmp_path, ppo=ppo | {"placement": "apart"})
+    preflight.check_placement(apart, "ppo", GPU_CLUSTER)
+
+
+def test_every_stage_of_a_small_run_fits_a_laptop(tmp_path):
+    for stages in JOBS.values():
+        for stage in stages:
+            preflight.check_placement(of(tmp_path), stage, LAPTOP)
+
+
+def test_two_groups_on_two_gpu_nodes_fit(tmp_path):
+    config = of(tmp_path, train={"use_gpu": True, "num_workers": 8, "num_worker_groups": 2})
+    preflight.check_placement(config, "train", GPU_CLUSTER)
+    needs = needs_of(config, "train")
+    assert (
+        needs is not None and needs.what == "16 training workers" and needs.bundles == ({"CPU": 1.0, "GPU": 1.0},) * 16
+    )
+
+
+def test_a_folder_that_may_not_be_written():
+    """Not by root either."""
+    with pytest.raises(
+        StorageError, match=r"^/proc.*; check that the path exists and may be read and written, then rerun"
+    ):
+        preflight.check_storage(Config(run_dir="/proc/run"))
+
+
+def test_a_run_directory_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"file: is a file, no folder; check that the path exists"):
+        preflight.check_storage(Config(run_dir=str(tmp_path / "file" / "run")))
+
+
+def test_looking_leaves_nothing_behind(tmp_path):
+    preflight.check_storage(of(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_reads_less_than_is_asked(tmp_path, tiny_reward_model):
+    config = of(tmp_path, train_global={"model": str(tiny_reward_model)}, format={"max_tokens": 4096})
+    with pytest.raises(ModelError, match=r"train_global.model: .*reads at most 512 tokens, format.max_tokens is 4096"):
+        plan.check_model(config, "train_global")
+
+
+def test_a_chat_template_that_fails(tmp_path, tiny_reward_model):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_reward_model, folder)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('system message expected') }}")
+    with pytest.raises(DataError, match=r"train_global.model: .* its chat template refuses .*system message expected"):
+        plan.check_model(of(tmp_path, train_global={"model": str(folder)}), "train_global")
+
+
+@pytest.fixture
+def prepared(tmp_path) -> Config:
+    config = of(tmp_path, **TINY)
+    prepare.run(config)
+    return config
+
+
+def test_artifacts_of_another_config_are_refused_before_anything_runs(prepared):
+    other = prepared.model_copy(update={"seed": 1})
+    with pytest.raises(ArtifactError, match=r"prepared: made with seed = 0, this config has 1; use another --run_dir"):
+        preflight.check_artifacts(other, RunDirectory(other.run_dir), "pipeline")
+    with pytest.raises(ArtifactError, match=r"remake it with jobs/prepare.py --rebuild true"):
+        preflight.check_artifacts(other, RunDirectory(other.run_dir), "train")
+    assert preflight.check_artifacts(prepared, RunDirectory(prepared.run_dir), "pipeline") == {"prepare"}
+    rebuilt = other.model_copy(update={"rebuild": True})
+    assert preflight.check_artifacts(rebuilt, RunDirectory(rebuilt.run_dir), "pipeline") == set()
+
+
+def test_a_finished_run_has_nothing_left_and_another_evaluation_is_refused_at_once(controlled_run):
+    directory = RunDirectory(controlled_run.run_dir)
+    found = preflight.check_artifacts(controlled_run, directory, "pipeline")
+    assert found == {"prepare", "train_global", "score", "select", "train", "evaluate"}
+    settings = {"evaluate.num_resamples": controlled_run.evaluate.num_resamples + 1}
+    with pytest.raises(ArtifactError, match=r"evaluation: made with evaluate.num_resamples = "):
+        preflight.check_artifacts(controlled_run.with_settings(settings), directory, "pipeline")
+
+
+def test_what_is_made_needs_no_place(controlled_run, capsys):
+    """Trained on many GPUs elsewhere: there is none here, and nothing is left to train."""
+    elsewhere = controlled_run.with_settings({"train.num_workers": 64, "train.use_gpu": True, "dry_run": True})
+    assert not preflight.passed(elsewhere, "pipeline")
+    assert capsys.readouterr().out.count("nothing: it is made") == 6
+
+
+def test_a_checkpoint_of_another_number_of_workers_is_refused(prepared):
+    directory = RunDirectory(prepared.run_dir)
+    recipe = global_model(prepared, directory)
+    step = checkpoints_of(recipe, "checkpoints", run_address=directory.absolute_address, place=None) / "step_00000004"
+    step.mkdir(parents=True)
+    for rank in range(2):
+        torch.save({}, step / f"rank_{rank}.pt")
+    with pytest.raises(
+        TrainingError,
+        match=r"step_00000004: written by 2 workers, train_global.num_workers is 1, .*; set train_global.num_workers to 2, or "
+        r"delete the folder",
+    ):
+        preflight.check_checkpoints(prepared, directory, JOBS["pipeline"])
+    two = prepared.with_settings({"train_global.num_workers": 2})
+    preflight.check_checkpoints(two, directory, JOBS["pipeline"])
+
+
+def test_tokens_are_counted_from_the_data(controlled_run):
+    """What training and scoring are said to take, against what their manifests say that they took."""
+    directory = RunDirectory(controlled_run.run_dir)
+    data = read_data(controlled_run, directory, batching="interactions")
+    assert data is not None and data.is_measured
+    trained = directory.require("global_model", job="train_global").statistics
+    found = estimate(controlled_run, directory, "train_global", LAPTOP)
+    assert found is not None
+    assert found.num_tokens == pytest.approx(trained["num_tokens"], rel=0.1)
+    scored = directory.read_table("scores/scores.parquet")["num_tokens"].to_pylist()
+    assert estimate(controlled_run, directory, "score", LAPTOP).num_tokens == pytest.approx(sum(scored))
+
+
+def test_items_are_what_the_trainings_own_batching_says(prepared):
+    """Communities that are trained on together share prompts, and each of four responses stands in three pairs."""
+    directory = RunDirectory(prepared.run_dir)
+    everyone = {"train_global.communities": ["Atlas", "Brevia", "Calder Isles"]}
+    tokens = {
+        kind: estimate(
+            prepared.with_settings(everyone | {"train_global.batching": kind}), directory, "train_global", LAPTOP
+        ).num_tokens
+        for kind in ("interactions", "prompts", "pairs")
+    }
+    assert tokens["prompts"] <= tokens["interactions"]
+    assert tokens["pairs"] == pytest.approx(3 * tokens["interactions"], rel=0.05)
+
+
+def run_job(job: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, f"jobs/{job}.py", *options],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "140"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path):
+    done = run_job("pipeline", "--run_dir", str(tmp_path / "run"), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "Plan: 1 node" in done.stdout and "1 training worker" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train.use_gpu", "true"], "train: 1 training worker: 1 GPU needed, 0 there (this machine)"),
+        (["--run_dir", "/proc/run"], "/proc"),
+    ],
+)
+def test_a_refusal_takes_less_than_five_seconds(tmp_path, options, message):
+    run_job("pipeline", "--help")  # bytecode
+    start = time.monotonic()
+    done = run_job("pipeline", "--run_dir", str(tmp_path / "run"), *options)
+    assert time.monotonic() - start < 5
+    assert done.returncode != 0 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_so_does_that_of_a_mismatched_manifest_and_of_another_number_of_workers(prepared):
+    file = Path(prepared.run_dir).parent / "config.yaml"
+    file.write_text(dump_yaml(prepared))
+    recipe = global_model(prepared, RunDirectory(prepared.run_dir))
+    step = checkpoints_of(recipe, "checkpoints", run_address=prepared.run_dir, place=None) / "step_00000004"
+    step.mkdir(parents=True)
+    torch.save({}, step / "rank_0.pt")
+    before = sorted(Path(prepared.run_dir).rglob("*"))
+    for options, message in (
+        (["--seed", "1"], "prepared: made with seed = 0, this config has 1"),
+        (["--train_global.num_workers", "2"], "step_00000004: written by 1 workers, train_global.num_workers is 2"),
+    ):
+        start = time.monotonic()
+        done = run_job("pipeline", "--config", str(file), *options)
+        assert time.monotonic() - start < 5
+        assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(Path(prepared.run_dir).rglob("*")) == before
