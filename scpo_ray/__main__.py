@@ -2,7 +2,7 @@
 
 scpo_ray cluster up clusters/local.yaml       a Ray cluster on this machine, token authentication on
 scpo_ray cluster down clusters/local.yaml     ends it
-scpo_ray runs runs                            run directories: their stages, what is made, what it took
+scpo_ray runs runs                            run directories: their stages, what is made, what it took and cost
 """
 
 import argparse
@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs.add_argument(
         "folder", nargs="*", default=["runs"], help="a run directory, or a folder of them; s3:// and gs:// too (runs)"
     )
+    for device in ("cpu", "gpu"):
+        runs.add_argument(f"--{device}-price", type=float, default=0.0, help=f"of an hour of a {device.upper()} (0)")
     runs.set_defaults(do=_runs)
     arguments = parser.parse_args(argv)
     run(lambda: arguments.do(arguments))
@@ -41,7 +43,10 @@ def _runs(arguments: argparse.Namespace) -> None:
     from scpo_ray.runtime import make_console
 
     make_console(stderr=False).print(
-        ledger.table([run for folder in arguments.folder for run in ledger.runs_in(folder)])
+        ledger.table(
+            [run for folder in arguments.folder for run in ledger.runs_in(folder)],
+            ledger.Prices(arguments.cpu_price, arguments.gpu_price),
+        )
     )
 
 

@@ -50,6 +50,8 @@ class Manifest:
     wall_time_s: float
     statistics: Mapping[str, object] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
+    reserved: Mapping[str, float] = field(default_factory=dict)
+    """CPU and GPU that its making held at one time; empty where it was made in the job's own process."""
     schema_version: int = SCHEMA_VERSION
     created: str = ""
 
@@ -237,6 +239,8 @@ class Recipe:
     identity: Mapping[str, object]
     inputs: Mapping[str, str]
     seed: int
+    reserved: Mapping[str, float] = field(default_factory=dict)
+    """What making it holds at one time (see Manifest); no part of what the artifact is."""
 
     def is_made(self, run: RunDirectory, *, rebuild: bool) -> Manifest | None:
         """The manifest of the artifact on disk when it is this recipe's; None when it is to be made.
@@ -285,6 +289,7 @@ class Recipe:
                 wall_time_s=round(time.monotonic() - start, 3),
                 statistics=draft.statistics,
                 packages=_package_versions(),
+                reserved=self.reserved,
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import ray
 
@@ -33,7 +34,7 @@ class Capacity:
         return kinds.pop() if len(kinds) == 1 else None
 
 
-def capacity() -> Capacity:
+def capacity(log_format: Literal["text", "json"] = "text") -> Capacity:
     """Of the cluster that RAY_ADDRESS names; without it of this machine, on which no Ray is started for that.
 
     Raises:
@@ -43,7 +44,7 @@ def capacity() -> Capacity:
     if not address and not ray.is_initialized():
         return Capacity((_this_machine(),), "this machine")
     try:
-        connect()
+        connect(log_format)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ClusterError(

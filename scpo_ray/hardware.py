@@ -15,6 +15,8 @@ class Device:
     flops: float
     """Of dense matrix products in the precision used, per second."""
     memory_bytes: float | None = None
+    bytes_per_second: float = 0.0
+    """Of reading its memory."""
     scoring_utilization: float = 0.4
     """Share of `flops` that scoring reaches; assumed, as the next one, but for a CPU's training: there it is the median of ten
     trainings of a MiniLM (27% to 36%, `python -m benchmarks.scale`)."""
@@ -22,14 +24,14 @@ class Device:
 
 
 GPUS = {
-    "H100": Device("H100", 989e12, 80e9),
-    "H200": Device("H200", 989e12, 141e9),
-    "A100": Device("A100", 312e12, 40e9),
-    "A100-80G": Device("A100-80G", 312e12, 80e9),
-    "L40S": Device("L40S", 362e12, 48e9),
-    "L4": Device("L4", 121e12, 24e9),
+    "H100": Device("H100", 989e12, 80e9, 3.35e12),
+    "H200": Device("H200", 989e12, 141e9, 4.8e12),
+    "A100": Device("A100", 312e12, 40e9, 1.555e12),
+    "A100-80G": Device("A100-80G", 312e12, 80e9, 2.039e12),
+    "L40S": Device("L40S", 362e12, 48e9, 0.864e12),
+    "L4": Device("L4", 121e12, 24e9, 0.3e12),
 }
-"""Ray's accelerator type -> dense bfloat16 FLOPs per second and memory, from the vendor's data sheets."""
+"""Ray's accelerator type -> dense bfloat16 FLOPs per second, memory and its bandwidth, from the vendor's data sheets."""
 
 
 def gpu(accelerator: str | None) -> Device | None:
@@ -39,7 +41,7 @@ def gpu(accelerator: str | None) -> Device | None:
 
 @functools.cache
 def cpu(*, bfloat16: bool) -> Device:
-    """This machine's cores together, by a quick product of matrices (0.1 s)."""
+    """This machine's cores together, by a quick product of matrices and a quick sum (0.1 s)."""
     dtype, size = torch.bfloat16 if bfloat16 else torch.float32, 1024
     left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     best = 0.0
@@ -48,4 +50,15 @@ def cpu(*, bfloat16: bool) -> Device:
         start = time.perf_counter()
         torch.mm(left, right)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return Device("this CPU", best, None, scoring_utilization=0.5, training_utilization=0.32)
+    return Device("this CPU", best, None, _bytes_per_second(), scoring_utilization=0.5, training_utilization=0.32)
+
+
+def _bytes_per_second() -> float:
+    """Of reading 64 MiB of this machine's memory, the best of three."""
+    values = torch.ones(2**24)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        values.sum()
+        seconds.append(time.perf_counter() - start)
+    return values.nbytes / min(seconds)

@@ -1,6 +1,6 @@
 """What runs there are, how far each is and what it cost: read from the manifests, on any storage; nothing is kept beside them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -40,6 +40,23 @@ class StageRecord:
     wall_time_s: float
     """Of all its artifacts, one after another."""
     num_tokens: int
+    hours: Mapping[str, float]
+    """CPU and GPU hours that were reserved for it."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Of what is reserved, per hour, in one currency."""
+
+    cpu: float = 0.0
+    gpu: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.cpu or self.gpu)
+
+    def of(self, record: StageRecord) -> float:
+        """What a stage cost."""
+        return self.cpu * record.hours["CPU"] + self.gpu * record.hours["GPU"]
 
 
 def runs_in(root: str) -> list[str]:
@@ -71,21 +88,24 @@ def records(address: str) -> list[StageRecord]:
     return found
 
 
-def table(addresses: Sequence[str]) -> Table:
-    """For the terminal."""
-    shown = Table()
-    for name in ("run", "stage", "artifacts", "status", "last made (UTC)", "took", "tokens"):
-        shown.add_column(name, justify="right" if name in ("artifacts", "took", "tokens") else "left")
+def table(addresses: Sequence[str], prices: Prices = Prices()) -> Table:
+    """For the terminal; with prices also what it cost."""
+    shown, cost = Table(), ("cost",) if prices else ()
+    for name in ("run", "stage", "status", "last made (UTC)", "artifacts", "took", "tokens", "CPU h", "GPU h", *cost):
+        is_text = name in ("run", "stage", "status", "last made (UTC)")
+        shown.add_column(name, justify="left" if is_text else "right")
     for address in addresses:
         for place, record in enumerate(records(address)):
             shown.add_row(
                 "" if place else address,
                 record.stage,
-                str(record.num_artifacts),
                 "unfinished" if record.is_unfinished else "made",
                 record.finished.replace("T", " ").removesuffix("Z"),
+                str(record.num_artifacts),
                 f"{record.wall_time_s:,.1f} s",
                 f"{record.num_tokens:,}" if record.num_tokens else "",
+                *(f"{hours:,.3f}" if hours else "" for hours in (record.hours["CPU"], record.hours["GPU"])),
+                *(f"{prices.of(record):,.2f}" for _ in cost),
             )
         shown.add_section()
     return shown
@@ -100,6 +120,10 @@ def _record(address: str, stage: str, manifests: list[Manifest], is_unfinished: 
         max((manifest.created for manifest in manifests), default=""),
         sum(_seconds(manifest) for manifest in manifests),
         sum(tokens for manifest in manifests if isinstance(tokens := manifest.statistics.get("num_tokens"), int)),
+        {
+            name: sum(_seconds(manifest) * manifest.reserved.get(name, 0.0) for manifest in manifests) / 3600
+            for name in ("CPU", "GPU")
+        },
     )
 
 

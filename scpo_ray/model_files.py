@@ -41,6 +41,12 @@ def resolve(address: str) -> Path:
         raise ModelError(f"{address}: not a local folder, and not to be had from the hub ({reason})") from error
 
 
+def for_workers(address: str) -> str:
+    """A model's address as workers resolve it, whose working directory is another: a local folder by its absolute path."""
+    folder = Path(address).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else address
+
+
 def content_hash(folder: Path) -> str:
     """SHA-256 over a model's configuration, tokenizer and weights: equal files, equal scores."""
     digest = hashlib.sha256()

@@ -4,12 +4,15 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from scpo_ray import telemetry
 
 _LOG_WIDTH = 140
 """Characters of tables where no terminal says how many it has, as in a job's log."""
@@ -25,18 +28,23 @@ console = make_console(stderr=True)
 """Progress goes to stderr; results go to stdout."""
 
 
-def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), else start one on this machine; once."""
+def connect(log_format: Literal["text", "json"] = "text") -> None:
+    """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), else start one on this machine; once.
+
+    Args:
+        log_format: json: every process of the job, this one too, writes structured lines to its log (`telemetry`).
+    """
     if ray.is_initialized():
         return
+    logs = {"logging_config": telemetry.logging_config()} if log_format == "json" else {}
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, **logs)
     else:
         for name, value in _LAPTOP_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **logs)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the stages have their own, in responses and steps
     context.print_on_execution_start = False
@@ -57,8 +65,13 @@ _LAPTOP_ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, *, unit: str) -> Iterator["Bar"]:
-    """A progress bar on stderr; silent where stderr is no terminal and the environment says so (`TERM=dumb`)."""
+def progress_bar(stage: str, *, unit: str, run: str) -> Iterator["Bar"]:
+    """A stage at work: a progress bar on stderr, metrics for Prometheus, and log lines in the bar's place where they are JSON.
+
+    Args:
+        stage: what is at work: the bar's first line, and a label.
+        run: the run directory, a label.
+    """
     columns = (
         TextColumn("{task.description:<28}", markup=False),
         BarColumn(),
@@ -68,20 +81,38 @@ def progress_bar(description: str, *, unit: str) -> Iterator["Bar"]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console) as progress:
-        yield Bar(progress, description)
+    is_json = logging.getLogger("scpo_ray").isEnabledFor(logging.INFO)
+    with (
+        telemetry.stage(run, stage) as told,
+        Progress(*columns, console=console, disable=is_json) as progress,
+    ):
+        yield Bar(progress, told)
 
 
 class Bar:
     """Named lines of one progress display."""
 
-    def __init__(self, progress: Progress, description: str) -> None:
-        self._progress, self._description = progress, description
+    def __init__(self, progress: Progress, told: telemetry.Stage) -> None:
+        self._progress, self.told = progress, told
         self._lines: dict[str, Any] = {}
 
-    def update(self, completed: float, total: float, *, name: str | None = None, note: str = "") -> None:
-        """Set a line's state; the line appears with its first update."""
-        key = name or self._description
+    def update(
+        self,
+        completed: float,
+        total: float,
+        *,
+        name: str = "",
+        note: str = "",
+        community: str = "",
+        measures: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Set a line's state; the line appears with its first update.
+
+        Args:
+            measures: of `telemetry.METRICS`, as they stand.
+        """
+        self.told.progress(completed, total, measures, name=name, community=community)
+        key = name or self.told.stage
         if key not in self._lines:
             self._lines[key] = self._progress.add_task(key, total=total, note=note)
         self._progress.update(self._lines[key], completed=completed, total=total, note=note)

@@ -15,6 +15,15 @@ class ScoringCost:
     num_padded_tokens: int = 0
 
     @property
+    def measures(self) -> dict[str, float]:
+        """As `telemetry.METRICS`."""
+        return {
+            "responses_total": self.num_responses,
+            "tokens_total": self.num_tokens,
+            "padded_tokens_total": self.num_padded_tokens,
+        }
+
+    @property
     def padding_share(self) -> float:
         """Share of the computed tokens that were padding."""
         return padding_share(num_tokens=self.num_tokens, num_padded_tokens=self.num_padded_tokens)

@@ -7,7 +7,7 @@ import pytest
 from scpo_ray.__main__ import main
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.errors import ArtifactError
-from scpo_ray.ledger import records, runs_in
+from scpo_ray.ledger import Prices, records, runs_in
 
 
 def test_stages_their_artifacts_times_and_tokens(controlled_run):
@@ -18,10 +18,19 @@ def test_stages_their_artifacts_times_and_tokens(controlled_run):
     scores = [run.require(name, job="score") for name in ("scores", "other_scores")]
     assert found["score"].num_tokens == sum(int(str(one.statistics["num_tokens"])) for one in scores)
     assert found["score"].wall_time_s == pytest.approx(sum(one.wall_time_s for one in scores))
-    models = [path.relative_to(run.fetch("")).parts[0] for path in run.fetch("").rglob("metrics.json")]
-    models = [folder for folder in models if folder not in ("global_model", "other_ruler")]
-    assert found["train"].num_artifacts == len(models)
+    assert found["train"].num_artifacts == len(_trained(run))
     assert not any(record.is_unfinished for record in found.values())
+    seconds = [one["wall_time_s"] for one in (run.require(name, job="train").statistics for name in _trained(run))]
+    cpus = controlled_run.train.num_workers * controlled_run.train.cpus_per_worker
+    assert found["train"].hours == pytest.approx({"CPU": cpus * sum(seconds) / 3600, "GPU": 0.0})
+    assert found["select"].hours == {"CPU": 0.0, "GPU": 0.0}, "in the job's own process"
+    assert Prices(cpu=3.0).of(found["train"]) == pytest.approx(3 * found["train"].hours["CPU"])
+
+
+def _trained(run: RunDirectory) -> list[str]:
+    root = run.fetch("")
+    folders = [path.parent.relative_to(root) for path in root.rglob("metrics.json")]
+    return [str(folder) for folder in folders if folder.parts[0] not in ("global_model", "other_ruler")]
 
 
 def test_a_training_that_was_stopped_is_unfinished(tmp_path):
@@ -46,7 +55,7 @@ def test_the_command(controlled_run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     main(["runs", controlled_run.run_dir])
     shown = capsys.readouterr().out
-    assert re.search(r"prepare\s+│\s+1\s+│ made\s+│ \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", shown)
+    assert re.search(r"prepare\s+│ made\s+│ \d{4}-\d\d-\d\d \d\d:\d\d:\d\d │\s+1 │", shown)
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):

@@ -53,7 +53,7 @@ normalizer, num_pairs = normalizers(batch, config)
 observed = []
 for _ in range(2):
     micro = collate_items(batch, data, formatter, config)
-    loss = part_loss(made.model, micro, config, normalizer=normalizer, num_pairs=num_pairs)
+    loss = part_loss(made.model, micro, config, normalizer=normalizer, num_pairs=num_pairs).loss
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -6,7 +6,7 @@ line; functions receive the smallest sub-config that they need.
 
 import os
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -77,6 +77,9 @@ class Config(Section):
 
     dry_run: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
     """Check everything, print the plan (`--dry-run`), start nothing."""
+
+    log_format: Literal["text", "json"] = Field(default="text", json_schema_extra=NOT_IDENTITY)
+    """json: no progress bars; every process logs lines of JSON with run, stage, community and rank."""
 
     prepare: PrepareConfig = PrepareConfig()
     format: FormatConfig = FormatConfig()

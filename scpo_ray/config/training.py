@@ -131,6 +131,9 @@ class OptimizationConfig(Section):
     max_failures: int = Field(default=2, ge=0, json_schema_extra=NOT_IDENTITY)
     """How often a killed worker group is restarted from its last checkpoint."""
 
+    collective_timeout_s: float = Field(default=1800, ge=1, json_schema_extra=NOT_IDENTITY)
+    """A step that takes longer has hung: every rank's stacks are written beside its checkpoints, and the group starts again."""
+
     @model_validator(mode="after")
     def _override_has_steps(self) -> "OptimizationConfig":
         if self.max_steps_overrides_epochs and self.max_steps is None:

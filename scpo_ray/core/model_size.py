@@ -159,3 +159,38 @@ def gradient_traffic_bytes(num_parameters: int, *, num_trained: int, zero_stage:
     if zero_stage == 3:
         return share * (2 * WEIGHT_BYTES * num_parameters + GRADIENT_BYTES * num_trained)
     return 2 * share * GRADIENT_BYTES * num_trained
+
+
+def synchronization_bytes(num_parameters: int, *, num_engines: int, bytes_per_value: int) -> float:
+    """Bytes that leave the learners when they hand their weights to rollout engines on other nodes: a copy for each."""
+    return float(num_parameters * bytes_per_value * num_engines)
+
+
+def decoding_seconds(
+    shape: TransformerShape,
+    *,
+    num_tokens: float,
+    num_concurrent: float,
+    mean_length: float,
+    bytes_per_value: int,
+    bytes_per_second: float,
+) -> float:
+    """Seconds at least in which one engine writes tokens: each round of one token per sequence reads all weights and every
+    sequence's keys and values.
+
+        t = n / c (b P + c κ(s)) / B        n tokens, c at a time, b bytes a value, κ(s) cache of s tokens, B bytes per second
+
+    Args:
+        num_concurrent: sequences that are written side by side.
+        mean_length: tokens of a sequence, prompt included, half-way through its response.
+
+    Source: Pope et al. (2022), "Efficiently Scaling Transformer Inference", section 2: memory-bound decoding.
+    """
+    cache = cache_bytes(shape, num_tokens=mean_length, bytes_per_value=bytes_per_value)
+    weights = bytes_per_value * (shape.num_parameters + shape.hidden_size * shape.vocab_size)
+    return num_tokens / num_concurrent * (weights + num_concurrent * cache) / bytes_per_second
+
+
+def logits_bytes(shape: TransformerShape, *, num_tokens: float, bytes_per_value: int = 4) -> float:
+    """Bytes of a micro-batch's logits over the vocabulary and of their gradient."""
+    return 2 * num_tokens * shape.vocab_size * bytes_per_value

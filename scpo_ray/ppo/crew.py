@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 
@@ -57,7 +56,7 @@ class Crew:
 def at_work(
     config: PpoConfig,
     *,
-    policy: Path,
+    policy: str,
     reward_models: Mapping[str, str],
     format_config: FormatConfig,
     score_config: ScoreConfig,
@@ -66,7 +65,7 @@ def at_work(
     """Every actor started, all kinds at the same time, while the block lasts.
 
     Args:
-        policy: the start policy's folder: what the engines can run.
+        policy: the start policy's address: what the engines can run.
         reward_models: name -> folder.
         with_learners: let the learners' processes start too; their group meets with `learners.start`.
 
@@ -115,9 +114,9 @@ def at_work(
             engines.pool.stop()
 
 
-def _engine_spec(config: PpoConfig, policy: Path, format_config: FormatConfig, precision: str) -> EngineSpec:
+def _engine_spec(config: PpoConfig, policy: str, format_config: FormatConfig, precision: str) -> EngineSpec:
     return EngineSpec(
-        folder=str(policy),
+        policy=policy,
         max_tokens=format_config.max_tokens,
         max_response_tokens=config.max_response_tokens,
         stop_token_ids=tuple(policies.stop_token_ids(policy, load_tokenizer(policy))),

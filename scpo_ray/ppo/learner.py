@@ -33,12 +33,12 @@ class LearnerTask:
 
     name: str
     start: str
-    """Folder of the policy to start from."""
+    """Address of the policy to start from, as `model_files.resolve` understands it."""
     config: LearnerConfig
     seed: int
     temperature: float = 1.0
     reference: str | None = None
-    """Folder of the policy that it is held to; it is the start policy with its adapters off where there are adapters."""
+    """Address of the policy that it is held to; it is the start policy with its adapters off where there are adapters."""
     has_critic: bool = False
 
 
@@ -94,20 +94,23 @@ class Learner:
         """
         import torch
 
-        from scpo_ray import models, policies
+        from scpo_ray import model_files, models, policies
         from scpo_ray.ppo.forward import Critic
         from scpo_ray.training import engine as engines
 
         self._end()
         self._task, config = task, task.config
         torch.manual_seed(task.seed + self._rank)
-        loaded = policies.load(Path(task.start), attention=config.attention)
+        self._start = model_files.resolve(task.start)
+        loaded = policies.load(self._start, attention=config.attention)
         self._tokenizer, self._pad_token_id = loaded.tokenizer, models.pad_token_id(loaded.tokenizer)
         self._bfloat16 = uses_bfloat16(config.precision, self._device)
         critic = Critic(loaded.model) if task.has_critic else None
         self._reference = None
         if task.reference is not None and not (config.lora.enabled and task.reference == task.start):
-            self._reference = self._frozen(policies.load(Path(task.reference), attention=config.attention).model)
+            self._reference = self._frozen(
+                policies.load(model_files.resolve(task.reference), attention=config.attention).model
+            )
         policy = engines.with_adapters(loaded.model, config.lora, task="CAUSAL_LM")
         for name, model in ((POLICY, policy), (CRITIC, critic)):
             if model is not None:
@@ -297,7 +300,7 @@ class Learner:
         with engines.raised_on_every_rank():
             if self._rank == 0:
                 with recipe.making(RunDirectory(run_address)) as draft:
-                    policies.save_weights(Path(self._task.start), weights, draft.folder)
+                    policies.save_weights(self._start, weights, draft.folder)
                     for name, content in files.items():
                         if isinstance(content, str):
                             (draft.folder / name).write_text(content)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import ray
 
+from scpo_ray import model_files
 from scpo_ray.errors import ModelError, SynchronizationError, TrainingError
 from scpo_ray.ppo.records import Sample, SyncReport, WeightUpdate
 
@@ -18,8 +19,8 @@ from scpo_ray.ppo.records import Sample, SyncReport, WeightUpdate
 class EngineSpec:
     """What an engine needs to know before any weights."""
 
-    folder: str
-    """The policy's config.json; its weights are not read."""
+    policy: str
+    """Address of one with the same config.json; its weights are not read."""
     max_tokens: int
     """Prompt and response."""
     max_response_tokens: int
@@ -52,10 +53,11 @@ class RolloutEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         spec = self._spec
-        tied = getattr(AutoConfig.from_pretrained(spec.folder), "tie_word_embeddings", False)
+        folder = str(model_files.resolve(spec.policy))
+        tied = getattr(AutoConfig.from_pretrained(folder), "tie_word_embeddings", False)
         try:
             self._llm = LLM(
-                spec.folder,
+                folder,
                 load_format="dummy",
                 # On CPUs an output layer that is tied keeps its old weights when new ones are loaded.
                 hf_overrides={"tie_word_embeddings": False} if tied else None,
@@ -73,7 +75,7 @@ class RolloutEngine:
             self.log_probs([[0, 0]])  # kernels refuse a head size when they are first used
         except (ValueError, NotImplementedError, RuntimeError, EngineDeadError) as error:
             raise ModelError(
-                f"{spec.folder}: vLLM cannot run it here ({str(error).strip().splitlines()[0][:200]}); on CPUs heads must have "
+                f"{spec.policy}: vLLM cannot run it here ({str(error).strip().splitlines()[0][:200]}); on CPUs heads must have "
                 "32 or more dimensions"
             ) from error
 

@@ -38,6 +38,18 @@ def metrics(
     return row
 
 
+def measures(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The last step, as `telemetry.METRICS`."""
+    row = history[-1]
+    same = ("reward", "kl", "kl_coefficient", "entropy", "canary_difference")
+    return {
+        **{name: row[name] for name in same if name in row},
+        "response_tokens": row["length"],
+        "tokens_total": sum(past["tokens_per_second"] * past["seconds"] for past in history),
+        **{f"{phase}_seconds": row[f"{phase}_share"] * row["seconds"] for phase in PHASES},
+    }
+
+
 def normalised_mean(rewards: Rewards, scale: Scale, *, num_empty: int, empty_reward: float) -> float:
     """Mean over answers and empty responses, validation standard deviations."""
     total = sum((reward - scale.mean) / scale.deviation for reward in rewards.values)

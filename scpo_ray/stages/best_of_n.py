@@ -50,7 +50,7 @@ def run(config: Config) -> Manifest:
     made = recipe.is_made(directory, rebuild=True)  # a baseline of other models is replaced, not refused
     if made is not None:
         return made
-    connect()
+    connect(config.log_format)
     placement.check(placement.layout(config.ppo), ray.cluster_resources())
     known_scales = scales(config, directory, plan.all_models)
     number = max(config.best_of_n.num_samples)
@@ -58,7 +58,7 @@ def run(config: Config) -> Manifest:
     with (
         at_work(
             config.ppo,
-            policy=plan.start,
+            policy=plan.start_address,
             reward_models={name: model.address for name, model in plan.all_models.items()},
             format_config=config.format,
             score_config=config.score.model_copy(update={"precision": recipes.score_precision(config)}),
@@ -66,7 +66,7 @@ def run(config: Config) -> Manifest:
         console.status(f"best of n: {len(prompts)} prompts, {number} responses each"),
         recipe.making(directory) as draft,
     ):
-        written = write(config, plan, crew, START, plan.start, prompts, per_prompt=number)
+        written = write(config, plan, crew, START, plan.start_address, prompts, per_prompt=number)
         judged = judge(config, plan, crew, known_scales, written, number)
         rows = chosen_rows(config, plan, judged, groups=[prompt.prompt_group for prompt in prompts])
         draft.write_table("best_of_n.parquet", pa.Table.from_pylist(rows, schema=TABLE))

@@ -87,7 +87,7 @@ def scales(config: Config, directory: RunDirectory, wanted: dict[str, CommunityM
     Raises:
         DataError: a community has no validation pairs, or its model gives all of them the same reward.
     """
-    connect()
+    connect(config.log_format)
     to_score = []
     for name, model in wanted.items():
         pairs = directory.read_table(

@@ -1,4 +1,5 @@
-"""What a stage will compute: tokens, FLOPs, memory per device, hours; from the data that is prepared and the models' shapes."""
+"""What stages of reward models will compute: tokens, FLOPs, memory per device, hours; from the data that is prepared and the
+models' shapes. `policy_estimate` does so for policies."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,8 +13,14 @@ from scpo_ray import hardware, model_files
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.capacity import Capacity
 from scpo_ray.config import Config, ModelConfig, OptimizationConfig
-from scpo_ray.core.model_size import TransformerShape, activation_bytes, forward_flops, state_bytes, training_flops
-from scpo_ray.errors import ModelError
+from scpo_ray.core.model_size import (
+    TransformerShape,
+    activation_bytes,
+    forward_flops,
+    gradient_traffic_bytes,
+    state_bytes,
+    training_flops,
+)
 from scpo_ray.models import shape_of
 from scpo_ray.precision import resolved_precision
 from scpo_ray.stages.recipes import GLOBAL_MODEL, PREPARED, SCORES
@@ -31,6 +38,8 @@ class Estimate:
     memory_bytes: float | None
     """Per device, weights and what a step keeps; the framework's own needs come on top."""
     seconds: float | None
+    sent_bytes: float = 0.0
+    """Between nodes: gradients, or weights on their way to rollout engines; of each device."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Data:
     majority: tuple[str, ...]
     mean_tokens: float
     """Of a response with its context."""
+    mean_context_tokens: float
+    """Of the context alone: a guess from characters."""
     is_measured: bool
     """Whether tokens were counted by the scorer, or are guessed from characters."""
 
@@ -71,12 +82,12 @@ def read_data(config: Config, directory: RunDirectory, *, batching: str, pooled:
         pairs = pairs.set_column(0, "community", pa.repeat(POOLED, len(pairs)))
     key = {"interactions": "interaction_id", "prompts": "prompt_id", "pairs": "pair_id"}[batching]
     items, responses = _per_community(pairs, key)
-    tokens, is_measured = _mean_tokens(config, directory)
+    tokens, context_tokens, is_measured = _mean_tokens(config, directory)
     statistics = manifest.statistics
     majority = statistics["majority"]
     assert isinstance(majority, list)
     counts = [int(str(statistics[name])) for name in ("num_responses", "num_pairs")]
-    return Data(counts[0], counts[1], items, responses, tuple(majority), tokens, is_measured)
+    return Data(counts[0], counts[1], items, responses, tuple(majority), tokens, context_tokens, is_measured)
 
 
 def _per_community(pairs: pa.Table, key: str) -> tuple[dict[str, int], dict[str, int]]:
@@ -99,29 +110,18 @@ def _per_community(pairs: pa.Table, key: str) -> tuple[dict[str, int], dict[str,
 _SIDES = ("chosen_id", "rejected_id")
 
 
-def _mean_tokens(config: Config, directory: RunDirectory) -> tuple[float, bool]:
-    if directory.find(SCORES) is not None:
-        return float(
-            pc.mean(directory.read_table("scores/scores.parquet", columns=["num_tokens"])["num_tokens"]).as_py()
-        ), True
+def _mean_tokens(config: Config, directory: RunDirectory) -> tuple[float, float, bool]:
+    """Of a response with its context, of the context alone, and whether the first was counted."""
     with directory.open_parquet("prepared/responses.parquet") as file:  # the first rows speak for all
         rows = file.read_row_group(0, columns=["context", "response"]).to_pylist()
-    lengths = [len(row["response"]) + sum(len(message["content"]) for message in row["context"]) for row in rows]
-    capped = [min(length / CHARACTERS_PER_TOKEN, config.format.max_tokens) for length in lengths]
-    return sum(capped) / len(capped), False
-
-
-def estimate(config: Config, directory: RunDirectory, stage: str, capacity: Capacity) -> Estimate | None:
-    """Of a stage that runs a model; None where its data or model is not known yet."""
-    if stage not in _STAGES:
-        return None
-    data = read_data(config, directory, batching=config.train.batching)
-    if data is None:
-        return None
-    try:
-        return _STAGES[stage](config, directory, data, capacity)
-    except ModelError:  # no model yet, which the stage itself will refuse
-        return None
+    contexts = [sum(len(message["content"]) for message in row["context"]) / CHARACTERS_PER_TOKEN for row in rows]
+    responses = [len(row["response"]) / CHARACTERS_PER_TOKEN for row in rows]
+    context = sum(contexts) / len(rows)
+    if directory.find(SCORES) is not None:
+        counted = directory.read_table("scores/scores.parquet", columns=["num_tokens"])["num_tokens"]
+        return float(pc.mean(counted).as_py()), context, True
+    capped = [min(sum(lengths), config.format.max_tokens) for lengths in zip(contexts, responses, strict=True)]
+    return sum(capped) / len(rows), context, False
 
 
 def _score(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
@@ -141,7 +141,7 @@ def _scoring(config: Config, directory: RunDirectory, num_responses: float, data
     tokens = num_responses * data.mean_tokens
     flops = forward_flops(shape, num_tokens=tokens, mean_length=data.mean_tokens)
     on_gpu = score.gpus_per_scorer > 0
-    device = _device(score.precision, on_gpu, capacity)
+    device = device_of(score.precision, on_gpu, capacity)
     seconds = device and flops / (device.flops * device.scoring_utilization) / (score.num_scorers if on_gpu else 1)
     return Estimate(tokens, flops, float(4 * shape.num_parameters), seconds)
 
@@ -166,8 +166,9 @@ def _training(
     config: Config, directory: RunDirectory, train: OptimizationConfig, names: list[str], data: Data, capacity: Capacity
 ) -> Estimate:
     shape = reward_shape(config, directory)
-    tokens = sum(data.training_responses[name] * _passes(train, data.training_items[name]) for name in names)
-    tokens *= data.mean_tokens
+    passes = {name: _passes(train, data.training_items[name]) for name in names}
+    tokens = sum(data.training_responses[name] * passes[name] for name in names) * data.mean_tokens
+    steps = sum(data.training_items[name] * passes[name] for name in names) / train.batch_size
     rank = train.lora.rank if train.lora.enabled else None
     flops = training_flops(
         shape,
@@ -190,11 +191,14 @@ def _training(
         checkpointing=train.gradient_checkpointing,
         eager=train.attention == "eager",
     )
-    device = _device(train.precision, on_gpu, capacity)
+    device = device_of(train.precision, on_gpu, capacity)
     groups = config.train.num_worker_groups if train is config.train else 1
     devices = train.num_workers * groups if on_gpu else 1
     seconds = device and flops / (device.flops * device.training_utilization) / devices
-    return Estimate(tokens, flops, memory, seconds)
+    sent = steps * gradient_traffic_bytes(
+        shape.num_parameters, num_trained=trained, zero_stage=train.zero_stage, num_devices=train.num_workers
+    )
+    return Estimate(tokens, flops, memory, seconds, sent)
 
 
 def _passes(train: OptimizationConfig, num_items: int) -> float:
@@ -211,7 +215,8 @@ def _communities(config: Config, data: Data) -> list[str]:
     return [name for name in data.training_items if name not in data.majority]
 
 
-def _device(precision: str, on_gpu: bool, capacity: Capacity) -> hardware.Device | None:
+def device_of(precision: str, on_gpu: bool, capacity: Capacity) -> hardware.Device | None:
+    """What a stage computes on; None for a GPU that is in no table."""
     if on_gpu:
         return hardware.gpu(capacity.accelerator)
     return hardware.cpu(bfloat16=resolved_precision(precision, on_gpu=False) == "bfloat16")
@@ -228,10 +233,11 @@ def reward_shape(config: Config, directory: RunDirectory) -> TransformerShape:
         return shape_of(model_files.resolve(train.model))
     if directory.find(GLOBAL_MODEL) is not None and directory.is_local:
         return shape_of(Path(directory.fetch(GLOBAL_MODEL)))
-    return _scratch_shape(train.scratch, config.format.max_tokens)
+    return scratch_shape(train.scratch, config.format.max_tokens)
 
 
-def _scratch_shape(scratch: ModelConfig, max_tokens: int) -> TransformerShape:
+def scratch_shape(scratch: ModelConfig, max_tokens: int) -> TransformerShape:
+    """Of a model that is made from scratch."""
     is_bert = scratch.architecture == "bert"
     return TransformerShape(
         num_layers=scratch.num_layers,
@@ -247,7 +253,7 @@ def _scratch_shape(scratch: ModelConfig, max_tokens: int) -> TransformerShape:
     )
 
 
-_STAGES: dict[str, Callable[[Config, RunDirectory, Data, Capacity], Estimate | None]] = {
+STAGES: dict[str, Callable[[Config, RunDirectory, Data, Capacity], Estimate | None]] = {
     "train_global": _train_global,
     "score": _score,
     "train": _train,

@@ -60,7 +60,7 @@ def run(config: Config) -> Manifest:
         recipe.is_made(directory, rebuild=config.rebuild)
     inputs = load_inputs(config, directory)
     check_test_pairs(inputs, {name.community for name in trained})
-    connect()
+    connect(config.log_format)
     wanted = [
         ModelToScore(
             str(name),
@@ -71,8 +71,10 @@ def run(config: Config) -> Manifest:
         for name, manifest in trained.items()
     ]
     with recipe.making(directory) as draft:
-        with progress_bar("evaluate", unit="responses") as bar:
-            scores, cost = score_models(wanted, config, on_progress=lambda done, total, _: bar.update(done, total))
+        with progress_bar("evaluate", unit="responses", run=directory.absolute_address) as bar:
+            scores, cost = score_models(
+                wanted, config, on_progress=lambda done, total, cost: bar.update(done, total, measures=cost.measures)
+            )
         by_name = {name: scores[str(name)] for name in trained}
         write_tables(draft, config, inputs, by_name)
         _write_structure(draft, config, directory, list(inputs.test))

@@ -74,13 +74,13 @@ def _make(
     needed = pa.array(
         sorted({*everything["chosen_id"].to_pylist(), *everything["rejected_id"].to_pylist()}), pa.string()
     )
-    connect()
+    connect(config.log_format)
     with recipe.making(directory) as draft:
-        with progress_bar("evaluate", unit="responses") as bar:
+        with progress_bar("evaluate", unit="responses", run=RunDirectory(config.run_dir).absolute_address) as bar:
             scores, cost = score_models(
                 [ModelToScore(name, str(folder), needed) for name, folder in folders.items()],
                 config,
-                on_progress=lambda done, total, _: bar.update(done, total),
+                on_progress=lambda done, total, cost: bar.update(done, total, measures=cost.measures),
             )
         for name, table in _tables(config, inputs, scores).items():
             draft.write_table(f"{name}.parquet", table)

@@ -44,6 +44,15 @@ def needs_of(config: Config, stage: str) -> Needs | None:
     return _NEEDS[stage](config)
 
 
+def reserved(config: Config, stage: str) -> dict[str, float]:
+    """CPU and GPU that a stage holds while it makes one artifact: of a training one of the worker groups."""
+    needs = needs_of(config, stage)
+    bundles = needs.bundles if needs else ()
+    number = config.train.num_worker_groups if stage == "train" else 1
+    totals = {name: sum(bundle.get(name, 0.0) for bundle in bundles) / number for name in ("CPU", "GPU")}
+    return {name: total for name, total in totals.items() if total}
+
+
 def _scorers(config: Config) -> Needs:
     score = config.score
     return Needs(

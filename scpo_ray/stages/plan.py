@@ -13,7 +13,8 @@ from scpo_ray.config import Config
 from scpo_ray.errors import DataError, ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.reporting.numbers import NONE, count, duration
-from scpo_ray.stages.estimate import Estimate, estimate
+from scpo_ray.stages import policy_estimate
+from scpo_ray.stages.estimate import STAGES, Estimate, read_data
 from scpo_ray.stages.needs import Needs, needs_of
 
 
@@ -39,6 +40,18 @@ def make(
         StagePlan(stage, stage in made, needs_of(config, stage), estimate(config, directory, stage, has))
         for stage in stages
     ]
+
+
+def estimate(config: Config, directory: RunDirectory, stage: str, has: Capacity) -> Estimate | None:
+    """Of a stage that runs a model; None where its data or model is not known yet."""
+    stages = STAGES | {"sft": policy_estimate.start_policy, "ppo": policy_estimate.ppo}
+    data = read_data(config, directory, batching=config.train.batching) if stage in stages else None
+    if data is None:
+        return None
+    try:
+        return stages[stage](config, directory, data, has)
+    except ModelError:  # no model yet, which the stage itself will refuse
+        return None
 
 
 def check_model(config: Config, stage: str) -> None:
@@ -78,7 +91,7 @@ def table(plans: list[StagePlan], has: Capacity) -> Table:
     totals = ", ".join(f"{amount:g} {name}" for name, amount in has.totals.items() if amount)
     shown = Table(title=f"Plan: {len(has.nodes)} node{'s' if len(has.nodes) > 1 else ''}, {totals} ({has.where})")
     shown.title_justify = "left"
-    for name in ("stage", "starts", "reserves, each", "tokens", "PFLOP", "memory, each", "about"):
+    for name in ("stage", "starts", "reserves, each", "tokens", "PFLOP", "memory, each", "sends, each", "about"):
         shown.add_column(name, justify="left" if name in ("stage", "starts", "reserves, each") else "right")
     for plan in plans:
         shown.add_row(plan.stage, *_starts(plan), *_costs(plan))
@@ -98,11 +111,12 @@ def _resources(bundle: dict) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items() if amount) or "nothing"
 
 
-def _costs(plan: StagePlan) -> tuple[str, str, str, str]:
+def _costs(plan: StagePlan) -> tuple[str, ...]:
     found = plan.estimate
     if plan.is_made or plan.needs is None:
-        return "", "", "", ""
+        return ("",) * 5
     if found is None:
-        return NONE, NONE, NONE, NONE
+        return (NONE,) * 5
     memory = NONE if found.memory_bytes is None else f"{found.memory_bytes / 2**30:.2f} GiB"
-    return count(found.num_tokens), f"{found.flops / 1e15:.3g}", memory, duration(found.seconds)
+    sent = f"{found.sent_bytes / 2**30:.2f} GiB" if found.sent_bytes else NONE
+    return count(found.num_tokens), f"{found.flops / 1e15:.3g}", memory, sent, duration(found.seconds)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -50,23 +49,26 @@ def run(config: Config, directory: RunDirectory, plan: Plan, crew: Crew, scales:
     """Measure the start policy and every trained one; write `policy_evaluation`."""
     recipe = recipe_of(config, directory, plan)
     prompts = test_prompts(config, plan)
-    folders = {START: plan.start} | {
-        target.name: directory.fetch(each.name).absolute() for target, each in plan.recipes.items()
+    addresses = {START: plan.start_address} | {
+        target.name: directory.shared_address(each.name) for target, each in plan.recipes.items()
     }
     responses, judgements = [], []
-    with progress_bar("evaluate", unit="policies") as bar, recipe.making(directory) as draft:
-        for number, (name, folder) in enumerate(folders.items(), 1):
+    with (
+        progress_bar("evaluate", unit="policies", run=directory.absolute_address) as bar,
+        recipe.making(directory) as draft,
+    ):
+        for number, (name, address) in enumerate(addresses.items(), 1):
             written = write(
-                config, plan, crew, name, folder, prompts, per_prompt=config.ppo.evaluation.responses_per_prompt
+                config, plan, crew, name, address, prompts, per_prompt=config.ppo.evaluation.responses_per_prompt
             )
             responses += _response_rows(written, config.ppo.evaluation.responses_per_prompt)
             for judged in judge(config, plan, crew, scales, written, config.ppo.evaluation.responses_per_prompt):
                 judgements += _judgement_rows(name, prompts, judged)
-            bar.update(number, len(folders), note=name)
+            bar.update(number, len(addresses), note=name)
         draft.write_table("responses.parquet", table(responses, POLICY_RESPONSES))
         draft.write_table("judgements.parquet", table(judgements, POLICY_JUDGEMENTS))
         draft.statistics |= {
-            "num_policies": len(folders),
+            "num_policies": len(addresses),
             "num_prompts": len(prompts),
             "num_prompts_too_long": plan.prompts.num_too_long,
         }
@@ -81,16 +83,16 @@ def test_prompts(config: Config, plan: Plan) -> list[Prompt]:
 
 
 def write(
-    config: Config, plan: Plan, crew: Crew, name: str, folder: Path, prompts: Sequence[Prompt], *, per_prompt: int
+    config: Config, plan: Plan, crew: Crew, name: str, address: str, prompts: Sequence[Prompt], *, per_prompt: int
 ) -> Written:
     """Load a policy into learners and engines, proved as in training, and let it answer; a dead learner starts again."""
     task = LearnerTask(
         name=name,
-        start=str(folder),
+        start=address,
         config=config.ppo.model_copy(update={"lora": config.ppo.lora.model_copy(update={"enabled": False})}),
         seed=config.seed,
         temperature=config.ppo.temperature,
-        reference=str(plan.start),
+        reference=plan.start_address,
     )
     while True:
         try:

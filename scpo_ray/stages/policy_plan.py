@@ -21,7 +21,10 @@ from scpo_ray.stages.community_models import CommunityModel, community_models, h
 class Plan:
     """What a run is to make, and of what."""
 
+    start_address: str
+    """Of the start policy, for actors on any node."""
     start: Path
+    """The same on this machine."""
     models: dict[str, CommunityModel]
     held_out: dict[str, CommunityModel]
     prompts: prompt_sets.PromptSet
@@ -63,7 +66,8 @@ def make_plan(config: Config, directory: RunDirectory, *, trains: bool = True) -
     ppo = config.ppo
     found = community_models(config, directory)
     wanted = objective.targets(ppo, list(found))
-    start = start_folder(config, directory)
+    address = start_address(config, directory)
+    start = model_files.resolve(address).absolute()
     policies.check(start, num_tokens=config.format.max_tokens)
     policies.stop_token_ids(start, load_tokenizer(start))
     formatter = Formatter(load_tokenizer(start), config.format)
@@ -89,15 +93,15 @@ def make_plan(config: Config, directory: RunDirectory, *, trains: bool = True) -
     }
     truth = world(config.prepare.atlas, seed=config.seed) if config.prepare.datasets == ("atlas",) else None
     held_out = held_out_models(config, directory, list(found))
-    return Plan(start, found, held_out, prompts, made, missing, truth)
+    return Plan(address, start, found, held_out, prompts, made, missing, truth)
 
 
-def start_folder(config: Config, directory: RunDirectory) -> Path:
-    """Where the start policy lies."""
+def start_address(config: Config, directory: RunDirectory) -> str:
+    """Where the start policy lies, as `model_files.resolve` understands it on every node."""
     if config.ppo.policy is not None:
-        return model_files.resolve(config.ppo.policy).absolute()
+        return model_files.for_workers(config.ppo.policy)
     recipes.checked(directory, recipes.start_policy(config, directory))
-    return directory.fetch(recipes.START_POLICY).absolute()
+    return directory.shared_address(recipes.START_POLICY)
 
 
 def training_prompts(config: PpoConfig, target: Target, prompts: prompt_sets.PromptSet) -> list[Prompt]:

@@ -5,6 +5,7 @@ is a function of (seed, step) and of what its last checkpoint holds, so that an 
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,13 +54,13 @@ def run(config: Config) -> str:
     tracking.check(config.ppo.loggers)
     plan = make_plan(config, directory)
     if plan.missing or policy_evaluation.is_missing(config, directory, plan):
-        connect()
+        connect(config.log_format)
         placement.check(placement.layout(config.ppo), ray.cluster_resources())
         reward_models = {name: model.address for name, model in plan.all_models.items()}
         known_scales = scales(config, directory, plan.all_models)
         with at_work(
             config.ppo,
-            policy=plan.start,
+            policy=plan.start_address,
             reward_models=reward_models,
             format_config=config.format,
             score_config=config.score.model_copy(update={"precision": recipes.score_precision(config)}),
@@ -108,7 +109,7 @@ class Controller:
 
     def run(self) -> None:
         """All steps; dead learners are started again from the last checkpoint."""
-        with progress_bar("ppo", unit="steps") as bar:
+        with progress_bar("ppo", unit="steps", run=self.directory.absolute_address) as bar:
             while True:
                 try:
                     if not self.crew.learners.actors:
@@ -121,6 +122,7 @@ class Controller:
                     self.crew.failures.note("learner")
                     self.crew.learners.stop()
                     console.print(f"{self.target.name}: a learner died; starting again from the last checkpoint")
+                    bar.told.log("a learner died", name=self.target.name, level=logging.WARNING)
         self.checkpoints.remove()
 
     def run_step(self) -> dict[str, float]:
@@ -266,11 +268,11 @@ class Controller:
         self.crew.learners.begin(
             LearnerTask(
                 name=self.target.name,
-                start=str(self.plan.start),
+                start=self.plan.start_address,
                 config=self.ppo,
                 seed=self.config.seed,
                 temperature=self.ppo.temperature,
-                reference=str(self.plan.start),
+                reference=self.plan.start_address,
                 has_critic=self.ppo.advantage == "gae",
             )
         )
@@ -304,7 +306,14 @@ class Controller:
                 if self.step % self.ppo.checkpoint_every_steps == 0:
                     trackers.samples(self.step, self._shown)
                 self.step += 1
-                bar.update(self.step, self.ppo.num_steps, name=self.target.name, note=step_metrics.progress_note(row))
+                bar.update(
+                    self.step,
+                    self.ppo.num_steps,
+                    name=self.target.name,
+                    note=step_metrics.progress_note(row),
+                    community=", ".join(self.target.communities),
+                    measures=step_metrics.measures(self.history) | {"deaths_total": len(self.crew.failures.seen)},
+                )
                 if self.step % self.ppo.checkpoint_every_steps == 0 and self.step < self.ppo.num_steps:
                     self.checkpoints.save(self.crew.learners, self.step, self._state())
 
@@ -358,6 +367,7 @@ class Controller:
             "num_prompts_too_long": self.plan.prompts.num_too_long,
             "kl": last["kl"],
             "reward": last["reward"],
+            "wall_time_s": round(sum(row["seconds"] for row in self.history), 3),
         }
         self.crew.learners.write(self.recipe, self.directory.absolute_address, files, statistics)
 

@@ -35,7 +35,7 @@ def passed(config: Config, job: str) -> bool:
         ModelError: a model cannot be used.
         TrainingError: an unfinished training was left by another number of workers.
     """
-    has = capacity()
+    has = capacity(config.log_format)
     check_storage(config)
     directory = RunDirectory(config.run_dir)
     made = check_artifacts(config, directory, job)

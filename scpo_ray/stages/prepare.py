@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scpo_ray import telemetry
 from scpo_ray.artifacts import Draft, Manifest, RunDirectory
 from scpo_ray.config import Config, PrepareConfig
 from scpo_ray.core.near_duplicates import near_duplicate_groups
@@ -35,7 +36,7 @@ def run(config: Config) -> Manifest:
         assert isinstance(known, dict)
         _check_training_communities(config, known)
         return made
-    with recipe.making(directory) as draft:
+    with telemetry.stage(directory.absolute_address, "prepare"), recipe.making(directory) as draft:
         datasets = [_read(name, config) for name in config.prepare.datasets]
         for dataset in datasets:
             dataset.ledger.check(config.prepare.max_rejected_share)

@@ -10,6 +10,7 @@ from scpo_ray.artifacts import Manifest, Recipe, RunDirectory, content_hash_of
 from scpo_ray.config import Arm, Config, Value
 from scpo_ray.errors import ArtifactError, ConfigError
 from scpo_ray.records import ModelName, safe_name
+from scpo_ray.stages.needs import reserved
 
 PREPARED, GLOBAL_MODEL, SCORES, EVALUATION = "prepared", "global_model", "scores", "evaluation"
 START_POLICY, POLICY_EVALUATION, BEST_OF_N = "start_policy", "policy_evaluation", "best_of_n"
@@ -60,7 +61,8 @@ def global_model(config: Config, run: RunDirectory, *, other: bool = False) -> R
     if train.model is not None and train.epochs == 0:
         identity = {"train_global.model": train.model, "train_global.epochs": train.epochs}
         del inputs[PREPARED]
-    return Recipe(OTHER_RULER if other else GLOBAL_MODEL, "train_global", identity, inputs, seed)
+    held = reserved(config, "train_global") if train.epochs else {}
+    return Recipe(OTHER_RULER if other else GLOBAL_MODEL, "train_global", identity, inputs, seed, held)
 
 
 def scores(config: Config, run: RunDirectory, *, other: bool = False) -> Recipe:
@@ -71,7 +73,7 @@ def scores(config: Config, run: RunDirectory, *, other: bool = False) -> Recipe:
         ruler.name: checked(run, ruler).content_hash,
     }
     identity = config.format.identity("format") | {"score.precision": score_precision(config)}
-    return Recipe(OTHER_SCORES if other else SCORES, "score", identity, inputs, config.seed)
+    return Recipe(OTHER_SCORES if other else SCORES, "score", identity, inputs, config.seed, reserved(config, "score"))
 
 
 def score_precision(config: Config) -> str:
@@ -120,6 +122,7 @@ def reward_model(config: Config, run: RunDirectory, arm: Arm, name: ModelName) -
             GLOBAL_MODEL: checked(run, global_model(config, run)).content_hash,
         },
         config.seed + name.replicate,
+        reserved(config, "train"),
     )
 
 
@@ -137,7 +140,7 @@ def evaluation(config: Config, run: RunDirectory, trained: dict[ModelName, Manif
     inputs[SCORES] = checked(run, scores(config, run)).content_hash
     for arm in config.select.arms:
         inputs[f"decisions/{arm.name}"] = checked(run, decisions(config, run, arm)).content_hash
-    return Recipe(EVALUATION, "evaluate", identity, inputs, config.seed)
+    return Recipe(EVALUATION, "evaluate", identity, inputs, config.seed, reserved(config, "evaluate"))
 
 
 def start_policy(config: Config, run: RunDirectory) -> Recipe:
@@ -150,7 +153,7 @@ def start_policy(config: Config, run: RunDirectory) -> Recipe:
     inputs = {PREPARED: checked(run, prepared(config)).content_hash}
     if config.sft.policy is not None:
         inputs["sft.policy"] = _model_content(config.sft.policy)
-    return Recipe(START_POLICY, "sft", identity, inputs, config.seed)
+    return Recipe(START_POLICY, "sft", identity, inputs, config.seed, reserved(config, "sft"))
 
 
 def policy(
@@ -171,7 +174,7 @@ def policy(
     inputs = {f"reward model of {community}": content for community, content in reward_models.items()}
     inputs |= {PREPARED: checked(run, prepared(config)).content_hash, "start": start_policy_content(config, run)}
     folder = f"policies/{safe_name(name)}" if composition == "each" else f"composed_policies/{composition}"
-    return Recipe(folder, "ppo", identity, inputs, config.seed)
+    return Recipe(folder, "ppo", identity, inputs, config.seed, reserved(config, "ppo"))
 
 
 def start_policy_content(config: Config, run: RunDirectory) -> str:
@@ -188,13 +191,13 @@ def policy_evaluation(config: Config, run: RunDirectory, *, inputs: Mapping[str,
         inputs: content hashes of the policies and the reward models.
     """
     identity = _of_evaluation(config)
-    return Recipe(POLICY_EVALUATION, "ppo", identity, dict(inputs), config.seed)
+    return Recipe(POLICY_EVALUATION, "ppo", identity, dict(inputs), config.seed, reserved(config, "ppo"))
 
 
 def best_of_n(config: Config, run: RunDirectory, *, inputs: Mapping[str, str]) -> Recipe:
     """The start policy's best of n responses under every community's reward model."""
     identity = _of_evaluation(config) | config.best_of_n.identity("best_of_n")
-    return Recipe(BEST_OF_N, "best_of_n", identity, dict(inputs), config.seed)
+    return Recipe(BEST_OF_N, "best_of_n", identity, dict(inputs), config.seed, reserved(config, "best_of_n"))
 
 
 def _of_evaluation(config: Config) -> dict[str, object]:

@@ -28,14 +28,14 @@ def _make(config: Config, directory: RunDirectory, *, other: bool) -> Manifest:
     if made is not None:
         return made
     address = directory.shared_address(recipes.OTHER_RULER) if other else global_model_address(directory)
-    connect()
+    connect(config.log_format)
     response_ids = directory.read_table("prepared/responses.parquet", columns=["response_id"])["response_id"]
     with recipe.making(directory) as draft:
-        with progress_bar("score", unit="responses") as bar:
+        with progress_bar("score", unit="responses", run=directory.absolute_address) as bar:
             tables, cost = score_models(
                 [ModelToScore(recipe.name, address, response_ids.combine_chunks())],
                 config,
-                on_progress=lambda done, total, _: bar.update(done, total),
+                on_progress=lambda done, total, cost: bar.update(done, total, measures=cost.measures),
             )
         draft.write_table("scores.parquet", tables[recipe.name])
         draft.statistics |= asdict(cost) | {

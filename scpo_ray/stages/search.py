@@ -18,7 +18,7 @@ from scpo_ray.core.agreement import agreement
 from scpo_ray.core.pareto import choose, pareto_mask
 from scpo_ray.errors import DataError, StorageError, TrainingError, WorkerError
 from scpo_ray.reporting.tuning_page import TuningPage, render_tuning
-from scpo_ray.runtime import progress_bar
+from scpo_ray.runtime import Bar, progress_bar
 from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.select import majority_of
@@ -152,8 +152,8 @@ class Search:
             raise TrainingError(
                 f"tune.criterion maximin compares with the settings as configured, which failed: {default.error}"
             )
-        with progress_bar(self.config.tune.name, unit="trials") as bar:
-            bar.update(len(self.store.all()), self.num_trials)
+        with progress_bar(self.config.tune.name, unit="trials", run=self.directory.absolute_address) as bar:
+            self._show(bar)
             is_in_time = run_trials(
                 inputs,
                 self.config.tune,
@@ -161,12 +161,19 @@ class Search:
                 seed=self.config.seed,
                 place=place,
                 time_s=None if deadline == math.inf else deadline - time.monotonic(),
-                on_end=lambda: bar.update(len(self.store.all()), self.num_trials),
+                on_end=lambda: self._show(bar),
             )
         records = self.store.all()
         is_over = is_in_time and all(record.is_settled for record in records)
         outcome = self._choose(records, baselines, is_in_time=is_in_time)
         self._write(outcome, num_asked=self.num_trials if is_over else 0)
+
+    def _show(self, bar: Bar) -> None:
+        records = self.store.all()
+        first = self.config.tune.objectives[0]
+        best = max((record.objectives[first] for record in records if first in record.objectives), default=math.nan)
+        failed = sum(record.state == "failed" for record in records)
+        bar.update(len(records), self.num_trials, measures={"best_objective": best, "trainings_failed": failed})
 
     def _num_useful(self, trainings_per_trial: int) -> int:
         """Trials that keep all worker groups at work, and one that waits; more would be chosen knowing less."""

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scpo_ray import telemetry
 from scpo_ray.artifacts import Manifest, RunDirectory, content_hash_of
 from scpo_ray.config import Arm, Config, SelectConfig
 from scpo_ray.core.agreement import agreement, check_rewards
@@ -28,14 +29,28 @@ def run(config: Config) -> list[Manifest]:
         recipe = recipes.decisions(config, directory, arm)
         made = recipe.is_made(directory, rebuild=config.rebuild)
         if made is None:
-            with recipe.making(directory) as draft:
+            with telemetry.stage(directory.absolute_address, "select") as told, recipe.making(directory) as draft:
                 pairs, scores = load_inputs(directory, arm)
                 ledger, found = decide(pairs, scores, config, arm, majority=majority_of(directory))
                 draft.write_table("decisions.parquet", ledger)
-                draft.statistics |= statistics(ledger, pairs, arm, found)
+                of_arm = statistics(ledger, pairs, arm, found)
+                draft.statistics |= of_arm
+                _tell(told, arm, of_arm["communities"])
             made = directory.require(recipe.name, job="select")
         manifests.append(made)
     return manifests
+
+
+def _tell(told: telemetry.Stage, arm: Arm, communities: Mapping[str, dict]) -> None:
+    for community, decided in communities.items():
+        told.measure(
+            {
+                "kept_share": decided["kept_share"]["train"] or 0.0,
+                "effective_sample_size": decided["effective_sample_size"],
+            },
+            name=arm.name,
+            community=community,
+        )
 
 
 def decide(

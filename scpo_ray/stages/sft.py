@@ -1,6 +1,7 @@
 """The start policy: supervised learning of the responses that people chose."""
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,20 +58,22 @@ def run(config: Config) -> Manifest:
     made = recipe.is_made(directory, rebuild=config.rebuild)
     if made is not None:
         return made
-    start = _start(config, directory)
+    address = _start(config, directory)
+    start = model_files.resolve(address)
     lesson = read_lesson(config, directory, start)
-    connect()
+    connect(config.log_format)
     folder = checkpoints_of(recipe, FOLDER, run_address=directory.absolute_address, place=config.sft.checkpoint_dir)
     checkpoints = PolicyCheckpoints(folder)
     threads = config.sft.threads_per_learner or max(1, (os.cpu_count() or 1) // config.sft.num_learners)
     with (
         reserved(config.sft, ("learner",)) as placement,
-        progress_bar("sft", unit="steps") as bar,
+        progress_bar("sft", unit="steps", run=directory.absolute_address) as bar,
     ):
         learners = Learners(config.sft, lambda rank: placement.options("learner", rank), threads=threads)
+        start_time = time.monotonic()
         try:
-            losses = _teach(config, learners, lesson, start, checkpoints, bar)
-            _write(config, directory, recipe, learners, lesson, losses)
+            losses = _teach(config, learners, lesson, address, checkpoints, bar)
+            _write(config, directory, recipe, learners, lesson, losses, time.monotonic() - start_time)
         finally:
             learners.stop()
     checkpoints.remove()
@@ -126,29 +129,28 @@ def batches(number: int, *, batch_size: int, num_steps: int, seed: int, first_st
         yield order[place * batch_size : (place + 1) * batch_size].tolist()
 
 
-def _start(config: Config, directory: RunDirectory) -> Path:
-    """The pretrained policy, or a fresh one saved for the learners."""
+def _start(config: Config, directory: RunDirectory) -> str:
+    """Address of the pretrained policy, or a fresh one saved for the learners."""
     if config.sft.policy is not None:
-        folder = model_files.resolve(config.sft.policy)
-        policies.check(folder, num_tokens=config.format.max_tokens)
-        return folder.absolute()
+        policies.check(model_files.resolve(config.sft.policy), num_tokens=config.format.max_tokens)
+        return model_files.for_workers(config.sft.policy)
     responses = directory.read_table("prepared/responses.parquet", columns=["context", "response"]).to_pylist()
     texts = (text for row in responses for text in (*(m["content"] for m in row["context"]), row["response"]))
     made = policies.make(config.sft.scratch, texts=texts, max_tokens=config.format.max_tokens, seed=config.seed)
     with Recipe(_INITIAL, "sft", {}, {}, config.seed).making(directory) as draft:
         policies.save(made, draft.folder)
-    return directory.fetch(_INITIAL).absolute()
+    return directory.shared_address(_INITIAL)
 
 
 def _teach(
-    config: Config, learners: Learners, lesson: Lesson, start: Path, checkpoints: PolicyCheckpoints, bar: Bar
+    config: Config, learners: Learners, lesson: Lesson, start: str, checkpoints: PolicyCheckpoints, bar: Bar
 ) -> list[float]:
     """All steps, from the last checkpoint; the losses, nats per response token."""
     failures = Failures(config.sft.max_failures)
     while True:
         try:
             learners.start()
-            learners.begin(LearnerTask("start policy", str(start), config.sft, config.seed))
+            learners.begin(LearnerTask("start policy", start, config.sft, config.seed))
             return _teach_from_checkpoint(config, learners, lesson, checkpoints, bar)
         except LearnerDied:
             failures.note("learner")
@@ -175,14 +177,20 @@ def _teach_from_checkpoint(
             schedule=sft.schedule,
         )
         losses.append(learners.imitate(sequences, rows, learning_rate=rate))
-        bar.update(len(losses), num_steps, note=f"loss {losses[-1]:.3f}")
+        bar.update(len(losses), num_steps, note=f"loss {losses[-1]:.3f}", measures={"loss": losses[-1]})
         if len(losses) % sft.checkpoint_every_steps == 0 and len(losses) < num_steps:
             checkpoints.save(learners, len(losses), {"losses": losses})
     return losses
 
 
 def _write(
-    config: Config, directory: RunDirectory, recipe: Recipe, learners: Learners, lesson: Lesson, losses: list[float]
+    config: Config,
+    directory: RunDirectory,
+    recipe: Recipe,
+    learners: Learners,
+    lesson: Lesson,
+    losses: list[float],
+    seconds: float,
 ) -> None:
     facts = {
         "start": config.sft.policy or "from scratch",
@@ -203,6 +211,7 @@ def _write(
         "num_responses": len(lesson.sequences.responses),
         "num_too_long": lesson.num_too_long,
         "num_steps": len(losses),
+        "wall_time_s": round(seconds, 3),
         "num_tokens": int(
             sum(lesson.sequences.lengths) * len(losses) * config.sft.batch_size / len(lesson.sequences.responses)
         ),

@@ -42,8 +42,8 @@ def run(config: Config) -> TrainOutcome:
     check_checkpoint_dir(config.run_dir, config.train.checkpoint_dir, "train")
     tasks, outcome = plan(config, directory)
     if tasks:
-        connect()
-        with progress_bar("train", unit="steps") as bar:
+        connect(config.log_format)
+        with progress_bar("train", unit="steps", run=directory.absolute_address) as bar:
             state = run_tasks(
                 list(tasks.values()),
                 config.train,
@@ -120,8 +120,25 @@ def load_trained(config: Config, directory: RunDirectory) -> dict[ModelName, Man
 
 def show_progress(bar: Bar, state: TaskState) -> None:
     """One line per training, with its loss."""
-    for name, (step, num_steps, loss) in state.progress.items():
-        bar.update(step, num_steps, name=name, note=f"loss {loss:.3f}")
+    bar.told.measure(
+        {"queue_depth": state.num_waiting, "trainings_failed": len(state.failed), "deaths_total": state.num_deaths}
+    )
+    for name, report in state.progress.items():
+        measures = {
+            "loss": report.loss,
+            "margin": report.margin,
+            "pairs_total": report.num_pairs,
+            "tokens_total": report.num_tokens,
+            "padded_tokens_total": report.num_padded_tokens,
+        }
+        bar.update(
+            report.step,
+            report.num_steps,
+            name=name,
+            note=f"loss {report.loss:.3f}",
+            community=state.communities.get(name, ""),
+            measures=measures,
+        )
 
 
 def plan(config: Config, directory: RunDirectory) -> tuple[dict[ModelName, TrainingTask], TrainOutcome]:

@@ -1,7 +1,6 @@
 """The global reward model: trained on the majority's pairs, or any checkpoint taken as it is."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow.compute as pc
 
@@ -42,8 +41,8 @@ def _make(config: Config, directory: RunDirectory, *, other: bool) -> Manifest:
     if config.train_global.epochs == 0:
         return _take_as_it_is(config, directory, recipe)
     task = plan(config, directory, other=other)
-    connect()
-    with progress_bar("train_global", unit="steps") as bar:
+    connect(config.log_format)
+    with progress_bar("train_global", unit="steps", run=directory.absolute_address) as bar:
         state = run_tasks([task], config.train_global, on_progress=lambda state: show_progress(bar, state))
     directory.remove(_INITIAL)
     for reason in state.failed.values():
@@ -126,7 +125,7 @@ def _start_model(config: Config, directory: RunDirectory, *, seed: int) -> Start
     train = config.train_global
     if train.model is not None:
         models.check(model_files.resolve(train.model), may_lack_head=True, max_tokens=config.format.max_tokens)
-        return StartModel(_for_workers(train.model), new_head_seed=seed)
+        return StartModel(model_files.for_workers(train.model), new_head_seed=seed)
     responses = directory.read_table("prepared/responses.parquet", columns=["context", "response"]).to_pylist()
     texts = (text for row in responses for text in (*(m["content"] for m in row["context"]), row["response"]))
     made = models.make(train.scratch, texts=texts, max_tokens=config.format.max_tokens, seed=seed)
@@ -144,11 +143,5 @@ def _take_as_it_is(config: Config, directory: RunDirectory, recipe: Recipe) -> M
     models.check(folder, may_lack_head=False, max_tokens=config.format.max_tokens)
     with recipe.making(directory) as draft:
         draft.content_hash = model_files.content_hash(folder)
-        draft.write_json(REFERENCE, {"address": _for_workers(address), "content_hash": draft.content_hash})
+        draft.write_json(REFERENCE, {"address": model_files.for_workers(address), "content_hash": draft.content_hash})
     return directory.require(recipe.name, job="train_global")
-
-
-def _for_workers(address: str) -> str:
-    """A local folder as an absolute path: workers have other working directories."""
-    folder = Path(address).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else address

@@ -46,7 +46,7 @@ def run(config: Config) -> dict[str, Manifest]:
     """
     check_space(config)
     check_checkpoint_dir(config.run_dir, config.train.checkpoint_dir, "train")
-    connect()
+    connect(config.log_format)
     check_resources(config.train, config.train.num_worker_groups)
     directory = RunDirectory(config.run_dir)
     prepare.run(config)

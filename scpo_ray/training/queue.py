@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from scpo_ray.training.task import Observation, TrainingSummary, TrainingTask
+from scpo_ray.training.task import Observation, StepReport, TrainingSummary, TrainingTask
 
 
 @dataclass
@@ -15,8 +15,12 @@ class TaskState:
     num_tasks: int
     finished: dict[str, TrainingSummary] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    progress: dict[str, tuple[int, int, float]] = field(default_factory=dict)
-    """Task -> step, number of steps, loss."""
+    progress: dict[str, StepReport] = field(default_factory=dict)
+    communities: dict[str, str] = field(default_factory=dict)
+    """Task -> whose preferences it learns."""
+    num_waiting: int = 0
+    num_deaths: int = 0
+    """How often a group of workers came back for the task that it had been at."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class TaskQueue:
         self._unwanted: set[str] = set()
         self._of_workers: set[str] = set()
         """Tasks that failed because their workers did."""
+        self._expected: set[int] = set()
+        """Groups of which a node is about to be taken away: that they come back is no failure."""
         self._max_failures, self._num_groups, self._is_open = max_failures, num_groups, is_open
         self._ended: str | None = None
         self._state = TaskState(len(tasks))
@@ -95,6 +101,10 @@ class TaskQueue:
             self._state.failed |= {task.name: reason for task in self._waiting}
             self._waiting = []
 
+    def expect_death(self, group: int) -> None:
+        """One of the group's nodes is about to be taken away."""
+        self._expected.add(group)
+
     def note_error(self, group: int, error: str) -> None:
         """What ended the group's workers last, for the message should they go on failing."""
         self._errors[self._leases[group].name] = error
@@ -105,6 +115,9 @@ class TaskQueue:
             self._unwanted.discard(self._leases.pop(group).name)
         if group in self._leases:
             task = self._leases[group]
+            if group in self._expected:
+                self._expected.discard(group)
+                return task
             count = self._interruptions[task.name] = self._interruptions.get(task.name, 0) + 1
             if count <= self._max_failures:
                 return task
@@ -115,9 +128,11 @@ class TaskQueue:
             self._leases[group] = self._waiting.pop(0)
         return self._leases.get(group, NOTHING_YET if self._is_open else None)
 
-    def advance(self, group: int, step: int, num_steps: int, loss: float) -> None:
-        """Note progress, for the bar."""
-        self._state.progress[self._leases[group].name] = (step, num_steps, loss)
+    def advance(self, group: int, report: StepReport) -> None:
+        """Note progress."""
+        task = self._leases[group]
+        self._state.progress[task.name] = report
+        self._state.communities[task.name] = ", ".join(task.communities)
 
     def observe(self, group: int, observation: Observation | None) -> bool:
         """Note how a watched training does, if there is news; whether it is still wanted."""
@@ -157,4 +172,5 @@ class TaskQueue:
 
     def state(self) -> TaskState:
         """A snapshot."""
+        self._state.num_waiting, self._state.num_deaths = len(self._waiting), sum(self._interruptions.values())
         return self._state

@@ -1,6 +1,7 @@
 """The training step without an engine: a micro-batch's share of its global batch's loss. Needs torch alone."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,15 @@ from scpo_ray.formatting import Formatter
 from scpo_ray.training.batches import Item, MicroBatch, PreferenceSet, collate
 
 Forward = Callable[..., object]
+
+
+class Part(NamedTuple):
+    """A micro-batch's share of its global batch."""
+
+    loss: Tensor
+    """Scalar, with gradient."""
+    margin_sum: Tensor
+    """Scalar, without: of the chosen responses' rewards over the rejected ones'."""
 
 
 def normalizers(batch: Sequence[Item], config: OptimizationConfig) -> tuple[float, float]:
@@ -27,7 +37,7 @@ def normalizers(batch: Sequence[Item], config: OptimizationConfig) -> tuple[floa
 
 def part_loss(
     forward: Forward, batch: MicroBatch, config: OptimizationConfig, *, normalizer: float, num_pairs: float
-) -> Tensor:
+) -> Part:
     """What this micro-batch adds to its global batch's loss: the parts' values and gradients sum to the batch's."""
     rewards = forward(**batch.inputs).logits.squeeze(-1).float()
     chosen, rejected = rewards[batch.chosen], rewards[batch.rejected]
@@ -42,7 +52,7 @@ def part_loss(
         loss = loss + config.centering_coefficient * reward_centering_loss(
             chosen_rewards=chosen, rejected_rewards=rejected, normalizer=num_pairs
         )
-    return loss
+    return Part(loss, (chosen - rejected).detach().sum())
 
 
 def placeholder_loss(forward: Forward, data: PreferenceSet, formatter: Formatter, config: OptimizationConfig) -> Tensor:

@@ -73,6 +73,22 @@ class TrainingTask:
 
 
 @dataclass(frozen=True)
+class StepReport:
+    """Where a training stands after an optimiser step."""
+
+    step: int
+    num_steps: int
+    loss: float
+    """Of this step, nats per pair."""
+    margin: float
+    """Mean reward of this step's chosen responses over the rejected ones."""
+    num_pairs: int
+    """Seen so far, like the tokens; repetitions counted."""
+    num_tokens: int
+    num_padded_tokens: int
+
+
+@dataclass(frozen=True)
 class TrainingSummary:
     """What a finished training says of itself; `losses` has one value per optimiser step, nats per pair."""
 

@@ -1,6 +1,7 @@
 """Many trainings in one Ray job: worker groups that take tasks from a queue."""
 
 import contextlib
+import math
 import os
 import shutil
 import threading
@@ -18,7 +19,8 @@ from scpo_ray.artifacts import scratch_folder
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.errors import ScpoError, StorageError, TrainingError
 from scpo_ray.training.queue import NOTHING_YET, TaskQueue, TaskState
-from scpo_ray.training.task import Observation, TrainingTask, checkpoint_folder
+from scpo_ray.training.stacks import stacks_folder
+from scpo_ray.training.task import Observation, StepReport, TrainingTask, checkpoint_folder
 
 _POLL_S = 0.5
 _IDLE_S = 0.1
@@ -106,11 +108,15 @@ def check_resources(config: OptimizationConfig, num_groups: int) -> None:
 
 def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *, num_tasks: int):
     """A worker group's TorchTrainer. Ray Train keeps notes of its own in `bookkeeping`, on the checkpoints' disk."""
-    from ray.train.torch import TorchTrainer  # with torch, which the queue's process and trials need not load
+    from ray.train.torch import (  # with torch, which the queue's process and trials need not load
+        TorchConfig,
+        TorchTrainer,
+    )
 
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {})
     return TorchTrainer(
         train_fn,
+        torch_config=TorchConfig(timeout_s=math.ceil(config.collective_timeout_s)),
         train_loop_config={"queue": queue, "group": group, "config": config},
         scaling_config=ScalingConfig(
             num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
@@ -139,7 +145,7 @@ def train_fn(loop_config: dict) -> None:
     import torch.distributed as dist
     from ray.train.torch import get_device
 
-    from scpo_ray.training.loop import BaseModels, train
+    from scpo_ray.training.loop import BaseModels, Contact, train
 
     threads = config.threads_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers)
     torch.set_num_threads(threads)
@@ -148,24 +154,32 @@ def train_fn(loop_config: dict) -> None:
     queue, group, is_first = loop_config["queue"], loop_config["group"], dist.get_rank() == 0
     bases = BaseModels()
 
-    def progress(step: int, num_steps: int, loss: float) -> None:
+    def progress(report: StepReport) -> None:
         if is_first:
-            queue.advance.remote(group, step, num_steps, loss)
+            queue.advance.remote(group, report)
 
     def observe(observation: Observation | None) -> bool:
         return _same_on_all_ranks(lambda: ray.get(queue.observe.remote(group, observation)))
 
-    while (task := _same_on_all_ranks(lambda: _next_task(queue, group))) is not None:
+    def is_preempted() -> bool:
+        info = ray.train.get_preemption_info()
+        if info is not None and is_first:
+            queue.expect_death.remote(group)
+        return info is not None
+
+    watches = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
+    contact = Contact(progress, observe, is_preempted if watches else None)
+    while (task := _same_on_all_ranks(lambda: _next_task(queue, group, config.collective_timeout_s))) is not None:
         if task == NOTHING_YET:
             continue
         try:
-            summary = train(task, bases, device=device, progress=progress, observe=observe)
+            summary = train(task, bases, device=device, contact=contact)
         except ScpoError as error:  # raised on every rank alike: about this task alone
             if is_first:
                 ray.get(queue.fail.remote(group, str(error), is_of_workers=isinstance(error, StorageError)))
         except Exception as error:
             if is_first:
-                ray.get(queue.note_error.remote(group, first_line(error)))
+                ray.get(queue.note_error.remote(group, f"{first_line(error)}{_where_they_stood(task)}"))
             raise
         else:
             if is_first:
@@ -177,9 +191,17 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
 
 
-def _next_task(queue, group: int) -> TrainingTask | str | None:
+def _where_they_stood(task: TrainingTask) -> str:
+    """Where to read which rank hung, if one did."""
+    folder = stacks_folder(task)
+    return (
+        f" (a step took too long; where each rank stood: {folder})" if folder.is_dir() and any(folder.iterdir()) else ""
+    )
+
+
+def _next_task(queue, group: int, timeout_s: float) -> TrainingTask | str | None:
     """Wait a while for a task; not for ever, since the other ranks wait in a collective that has a time limit."""
-    until = time.monotonic() + _LONGEST_WAIT_S
+    until = time.monotonic() + min(_LONGEST_WAIT_S, timeout_s / 2)
     while (task := ray.get(queue.take.remote(group))) == NOTHING_YET and time.monotonic() < until:
         time.sleep(_IDLE_S)
     return task

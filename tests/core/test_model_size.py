@@ -9,9 +9,12 @@ from scpo_ray.core.model_size import (
     TransformerShape,
     activation_bytes,
     cache_bytes,
+    decoding_seconds,
     forward_flops,
     gradient_traffic_bytes,
+    logits_bytes,
     state_bytes,
+    synchronization_bytes,
     training_flops,
 )
 
@@ -151,3 +154,26 @@ def test_caches_and_traffic_by_hand():
     assert gradient_traffic_bytes(100, num_trained=100, zero_stage=1, num_devices=4) == 600
     assert gradient_traffic_bytes(100, num_trained=100, zero_stage=3, num_devices=4) == 900
     assert gradient_traffic_bytes(100, num_trained=100, zero_stage=0, num_devices=1) == 0
+
+
+def test_decoding_reads_weights_and_caches_every_round():
+    # 120 tokens, 4 at a time: 30 rounds; each reads (2*672 + 50*8 + 40 + 8*50) * 2 B and 4 caches of 10 tokens
+    weights = 2 * (TINY.num_parameters + 8 * 50)
+    cache = 2 * 2 * 1 * 4 * 2 * 10
+    found = decoding_seconds(
+        TINY, num_tokens=120, num_concurrent=4, mean_length=10, bytes_per_value=2, bytes_per_second=1e6
+    )
+    assert found == pytest.approx(30 * (weights + 4 * cache) / 1e6)
+
+
+def test_an_8b_model_writes_as_fast_as_an_h100_reads_its_weights():
+    """One sequence alone: 3.35 TB/s over 16 GB are 200 tokens a second at best, as is known of it."""
+    found = decoding_seconds(
+        LLAMA_8B, num_tokens=1, num_concurrent=1, mean_length=1, bytes_per_value=2, bytes_per_second=3.35e12
+    )
+    assert 1 / found == pytest.approx(208, abs=1)
+
+
+def test_weights_leave_once_for_each_engine_and_logits_have_a_gradient():
+    assert synchronization_bytes(1000, num_engines=3, bytes_per_value=2) == 6000
+    assert logits_bytes(TINY, num_tokens=7) == 2 * 7 * 50 * 4

@@ -30,7 +30,7 @@ def engine_spec(tiny_policy):
     from scpo_ray.ppo.rollout import EngineSpec
 
     return EngineSpec(
-        folder=str(tiny_policy),
+        policy=str(tiny_policy),
         max_tokens=64,
         max_response_tokens=12,
         stop_token_ids=(5,),

@@ -63,7 +63,7 @@ def crew(config, plan):
 def _crew(config: Config, plan: Plan, **models: str):
     return at_work(
         config.ppo,
-        policy=plan.start,
+        policy=plan.start_address,
         reward_models={name: model.address for name, model in plan.all_models.items()} | models,
         format_config=config.format,
         score_config=config.score.model_copy(update={"precision": recipes.score_precision(config)}),

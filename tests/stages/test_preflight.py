@@ -15,7 +15,8 @@ from scpo_ray.cli import dump_yaml
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, ModelError, StorageError, TrainingError
 from scpo_ray.stages import plan, preflight, prepare
-from scpo_ray.stages.estimate import estimate, read_data
+from scpo_ray.stages.estimate import read_data
+from scpo_ray.stages.plan import estimate
 from scpo_ray.stages.needs import JOBS, needs_of
 from scpo_ray.stages.recipes import global_model
 from scpo_ray.training.task import checkpoints_of

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from scpo_ray.artifacts import RunDirectory
-from scpo_ray.training.task import checkpoint_folder
+from scpo_ray.training.stacks import stacks_folder
+from scpo_ray.training.task import StepReport, checkpoint_folder
 from scpo_ray.training.workers import run_tasks
 
 SETTINGS = {"max_steps": 60, "epochs": 20.0, "max_steps_overrides_epochs": True, "checkpoint_every_steps": 10}
@@ -71,7 +72,7 @@ def test_a_killed_worker_resumes_and_ends_bit_for_bit_the_same(undisturbed, make
     killed_at: list[int] = []
 
     def kill_once(state) -> None:
-        step = state.progress.get(task.name, (0, 0, 0.0))[0]
+        step = state.progress[task.name].step if task.name in state.progress else 0
         if step >= 15 and not killed_at:
             killed_at.append(step)
             for process in training_workers():
@@ -85,6 +86,29 @@ def test_a_killed_worker_resumes_and_ends_bit_for_bit_the_same(undisturbed, make
     assert not checkpoint_folder(task).exists(), "nothing is left of the unfinished training"
 
 
+def test_a_rank_that_hangs_ends_by_timeout_and_all_ranks_say_where_they_stood(ray_cluster, make_task):
+    """One of two ranks is stopped: the other waits in a collective, until it may not."""
+    settings = SETTINGS | {"num_workers": 2, "collective_timeout_s": 4}
+    calm, hung = make_task("two calm", **settings), make_task("two, one hangs", **settings)
+    assert run_tasks([calm], calm.config).failed == {}
+    stopped: list[psutil.Process] = []
+
+    def stop_one(state) -> None:
+        step = state.progress[hung.name].step if hung.name in state.progress else 0
+        if step >= 15 and not stopped:
+            stopped.append(training_workers()[0])
+            stopped[0].suspend()
+
+    state = run_tasks([hung], hung.config, on_progress=stop_one)
+
+    assert state.failed == {} and state.num_deaths == 1
+    assert_equal_to(calm, hung)
+    assert not stopped[0].is_running()
+    (written,) = stacks_folder(hung).glob("rank_*.txt")  # a process that is stopped writes nothing
+    assert "in train_step" in written.read_text() and "Timeout (0:00:04)!" in written.read_text()
+    assert not stacks_folder(calm).exists()
+
+
 def test_a_group_that_keeps_dying_fails_its_task_and_the_others_finish(ray_cluster, make_task):
     doomed = make_task("doomed", **SETTINGS, max_failures=1)
     healthy = make_task("healthy", max_steps=3)
@@ -93,7 +117,7 @@ def test_a_group_that_keeps_dying_fails_its_task_and_the_others_finish(ray_clust
 
     tasks = [replace(task, size=sizes[task.name]) for task in (doomed, healthy)]
 
-    killed_at: list[tuple[int, int, float]] = []
+    killed_at: list[StepReport] = []
 
     def kill_always(state) -> None:
         """Whenever it has moved since the last kill: a worker that is killed before it takes a task counts for none."""

@@ -69,7 +69,7 @@ def _value_and_gradient(model, parts, data, config, batch):
     for part in parts:
         if part:
             micro = collate_items(part, data, FORMATTER, config)
-            loss = part_loss(model, micro, config, normalizer=normalizer, num_pairs=num_pairs)
+            loss = part_loss(model, micro, config, normalizer=normalizer, num_pairs=num_pairs).loss
             loss.backward()
             total += loss.item()
     return total, model.values.grad.clone()
@@ -168,7 +168,7 @@ def test_steps_on_a_real_model_lower_the_loss(architecture):
     losses = []
     for _ in range(30):
         micro = collate_items(data.items, data, formatter, config)
-        loss = part_loss(made.model, micro, config, normalizer=2.0, num_pairs=2.0)
+        loss = part_loss(made.model, micro, config, normalizer=2.0, num_pairs=2.0).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,217 @@
+"""What a start policy and PPO will compute and hold: `estimate` for the stages that write, score and learn responses."""
+
+from dataclasses import dataclass
+
+from scpo_ray import hardware, model_files
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.capacity import Capacity
+from scpo_ray.config import Config, LearnerConfig
+from scpo_ray.core.model_size import (
+    TransformerShape,
+    activation_bytes,
+    cache_bytes,
+    decoding_seconds,
+    forward_flops,
+    logits_bytes,
+    state_bytes,
+    synchronization_bytes,
+    training_flops,
+)
+from scpo_ray.models import shape_of
+from scpo_ray.precision import resolved_precision
+from scpo_ray.stages.estimate import Data, Estimate, device_of, reward_shape, scratch_shape
+from scpo_ray.stages.recipes import START_POLICY
+
+_MOST_CONCURRENT = 256
+"""Sequences that vLLM writes side by side, unless its cache is full."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Of a whole PPO run, at most: every response as long as it may be."""
+
+    num_policies: int
+    num_responses: float
+    """Of each policy."""
+    prompt_tokens: float
+    response_tokens: float
+
+    @property
+    def num_tokens(self) -> float:
+        """Prompts and responses of all policies."""
+        return self.num_policies * self.num_responses * self.length
+
+    @property
+    def length(self) -> float:
+        """Of a prompt with its response."""
+        return self.prompt_tokens + self.response_tokens
+
+
+def start_policy(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
+    """At most: the communities' training responses, all of which may have been chosen."""
+    sft, shape = config.sft, policy_shape(config, directory)
+    names = sft.communities or data.majority
+    responses = sum(data.training_responses.get(name, 0) for name in names) * sft.epochs
+    if sft.max_steps is not None:
+        responses = min(responses, sft.max_steps * sft.batch_size)
+    tokens = responses * data.mean_tokens
+    flops = _learning(shape, sft, tokens=tokens, length=data.mean_tokens)
+    device = device_of(sft.precision, sft.gpus_per_learner > 0, capacity)
+    devices = sft.num_learners if sft.gpus_per_learner else 1
+    seconds = device and flops / (device.flops * device.training_utilization) / devices
+    return Estimate(tokens, flops, _learner_bytes(shape, sft, has_critic=False, has_reference=False), seconds)
+
+
+def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
+    """Generation, scoring, evaluation under policy, reference and critic, updates; at most, as `Rollouts`."""
+    settings, shape, reward = config.ppo, policy_shape(config, directory), reward_shape(config, directory)
+    rollouts = _rollouts(config, data)
+    tokens, length = rollouts.num_tokens, rollouts.length
+    has_critic = settings.advantage == "gae"
+    forward = forward_flops(shape, num_tokens=tokens, mean_length=length, lm_head=True)
+    scoring = forward_flops(reward, num_tokens=tokens, mean_length=length) * _readers(config, data)
+    learning = _learning(shape, settings, tokens=tokens * settings.update_epochs, length=length) * (1 + has_critic)
+    evaluating = forward * (2 + has_critic)
+    learner = device_of(settings.precision, settings.gpus_per_learner > 0, capacity)
+    engine = device_of("bfloat16" if settings.gpus_per_engine else "float32", settings.gpus_per_engine > 0, capacity)
+    scorer = device_of(config.score.precision, settings.gpus_per_scorer > 0, capacity)
+    seconds = None
+    if learner is not None and engine is not None and scorer is not None:
+        seconds = (
+            _generation_seconds(config, shape, rollouts, engine)
+            + scoring
+            / (scorer.flops * scorer.scoring_utilization)
+            / _devices(settings.num_scorers, settings.gpus_per_scorer)
+            + (evaluating / learner.scoring_utilization + learning / learner.training_utilization)
+            / learner.flops
+            / _devices(settings.num_learners, settings.gpus_per_learner)
+        )
+    memory = max(
+        _learner_bytes(shape, settings, has_critic=has_critic, has_reference=not settings.lora.enabled),
+        engine_bytes(config, shape, rollouts),
+    )
+    moved = (
+        settings.num_steps
+        * rollouts.num_policies
+        * synchronization_bytes(
+            _policy_parameters(shape),
+            num_engines=settings.num_engines,
+            bytes_per_value=2 if settings.gpus_per_engine else 4,
+        )
+    )
+    return Estimate(tokens, forward + scoring + evaluating + learning, memory, seconds, moved)
+
+
+def engine_bytes(config: Config, shape: TransformerShape, rollouts: Rollouts) -> float:
+    """Weights of a rollout engine, and keys and values of the responses that it writes side by side."""
+    width = 2 if config.ppo.gpus_per_engine else 4
+    kept = cache_bytes(shape, num_tokens=_concurrent(config) * rollouts.length, bytes_per_value=width)
+    return width * _policy_parameters(shape) + kept
+
+
+def policy_shape(config: Config, directory: RunDirectory) -> TransformerShape:
+    """Of the policies: that of the configured one, of the run's start policy, or of what it will be made from.
+
+    Raises:
+        ModelError: the configured policy cannot be had.
+    """
+    address = config.ppo.policy or config.sft.policy
+    if address is not None:
+        return shape_of(model_files.resolve(address))
+    if directory.find(START_POLICY) is not None and directory.is_local:
+        return shape_of(directory.fetch(START_POLICY))
+    return scratch_shape(config.sft.scratch, config.format.max_tokens)
+
+
+def _rollouts(config: Config, data: Data) -> Rollouts:
+    ppo = config.ppo
+    communities = ppo.communities or [name for name in data.training_items if name not in data.majority]
+    policies = sum(len(communities) if kind == "each" else 1 for kind in ppo.compositions)
+    prompt = min(data.mean_context_tokens, config.format.max_tokens - ppo.max_response_tokens)
+    number = ppo.num_steps * ppo.prompts_per_step * ppo.responses_per_prompt
+    return Rollouts(policies, number, max(prompt, 1.0), ppo.max_response_tokens)
+
+
+def _readers(config: Config, data: Data) -> float:
+    """Reward models that read a response, in the mean over policies: its own, or all that are composed."""
+    communities = config.ppo.communities or [name for name in data.training_items if name not in data.majority]
+    readers = [
+        count
+        for kind in config.ppo.compositions
+        for count in ([1] * len(communities) if kind == "each" else [1 if kind == "routed" else len(communities)])
+    ]
+    return sum(readers) / max(len(readers), 1)
+
+
+def _generation_seconds(config: Config, shape: TransformerShape, rollouts: Rollouts, engine: hardware.Device) -> float:
+    """Reading the prompts at the speed of scoring, then writing token by token at the speed of memory."""
+    ppo, number = config.ppo, rollouts.num_policies * rollouts.num_responses
+    on_gpu = ppo.gpus_per_engine > 0
+    reading = forward_flops(shape, num_tokens=number * rollouts.prompt_tokens, mean_length=rollouts.prompt_tokens)
+    writing = decoding_seconds(
+        shape,
+        num_tokens=number * rollouts.response_tokens,
+        num_concurrent=_concurrent(config),
+        mean_length=rollouts.prompt_tokens + rollouts.response_tokens / 2,
+        bytes_per_value=2 if on_gpu else 4,
+        bytes_per_second=engine.bytes_per_second,
+    )
+    return (reading / (engine.flops * engine.scoring_utilization) + writing) / _devices(
+        ppo.num_engines, ppo.gpus_per_engine
+    )
+
+
+def _concurrent(config: Config) -> float:
+    each = config.ppo.prompts_per_step * config.ppo.responses_per_prompt / config.ppo.num_engines
+    return min(max(each, 1.0), _MOST_CONCURRENT)
+
+
+def _devices(number: int, gpus_each: float) -> float:
+    """CPUs of one machine are one device, whoever shares them; fractions of a GPU share it."""
+    return max(number * gpus_each, gpus_each) if gpus_each else 1.0
+
+
+def _policy_parameters(shape: TransformerShape) -> int:
+    """With an output layer of its own."""
+    return shape.num_parameters + shape.hidden_size * shape.vocab_size
+
+
+def _learning(shape: TransformerShape, config: LearnerConfig, *, tokens: float, length: float) -> float:
+    rank = config.lora.rank if config.lora.enabled else None
+    return training_flops(
+        shape,
+        num_tokens=tokens,
+        mean_length=length,
+        lora_rank=rank,
+        checkpointing=config.gradient_checkpointing,
+        lm_head=True,
+    )
+
+
+def _learner_bytes(shape: TransformerShape, config: LearnerConfig, *, has_critic: bool, has_reference: bool) -> float:
+    """Policy, critic and reference, what a micro-batch keeps, and its logits."""
+    number = _policy_parameters(shape)
+    trained = shape.num_adapter_parameters(config.lora.rank) if config.lora.enabled else number
+    state = state_bytes(number, num_trained=trained, zero_stage=config.zero_stage, num_devices=config.num_learners)
+    critic = (
+        state_bytes(
+            shape.num_parameters,
+            num_trained=shape.num_parameters,
+            zero_stage=config.zero_stage,
+            num_devices=config.num_learners,
+        )
+        if has_critic
+        else 0.0
+    )
+    reference = 4 * number / (config.num_learners if config.zero_stage == 3 else 1) if has_reference else 0.0
+    on_gpu = config.gpus_per_learner > 0
+    width = 2 if resolved_precision(config.precision, on_gpu=on_gpu) == "bfloat16" else 4
+    kept = activation_bytes(
+        shape,
+        num_tokens=config.tokens_per_micro_batch,
+        length=1,
+        bytes_per_value=width,
+        checkpointing=config.gradient_checkpointing,
+        eager=False,
+    )
+    return state + critic + reference + kept + logits_bytes(shape, num_tokens=config.tokens_per_micro_batch)

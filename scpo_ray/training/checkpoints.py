@@ -1,0 +1,85 @@
+"""What is kept of an unfinished training."""
+
+import os
+import shutil
+
+import torch
+
+from scpo_ray.artifacts import storage_errors
+from scpo_ray.errors import TrainingError
+from scpo_ray.training import engine as engines
+from scpo_ray.training.task import TrainingTask, checkpoint_folder, ranks_of
+from scpo_ray.training.trainer import Trainer
+
+
+class Checkpoints:
+    """Where an unfinished training is kept; the folder's name holds the recipe, so another config never finds it."""
+
+    def __init__(self, task: TrainingTask, trainer: Trainer) -> None:
+        self._task, self._trainer = task, trainer
+        self._folder = checkpoint_folder(task)
+
+    def resume(self) -> None:
+        """Continue from the newest checkpoint, if there is one.
+
+        Raises:
+            TrainingError: it was written by another number of workers.
+        """
+        found = ranks_of(self._folder)
+        if found is None:
+            return
+        checkpoint, ranks = found
+        if ranks != self._trainer.world_size:
+            raise TrainingError(
+                f"{checkpoint}: written by {ranks} workers, this run has {self._trainer.world_size}; use the same "
+                "num_workers or delete the folder"
+            )
+        state = engines.load_checkpoint({"state": self._trainer.engine}, checkpoint)
+        for name, value in state.items():
+            setattr(self._trainer, name, value)
+
+    def save(self, *, elapsed_s: float) -> None:
+        """Write the checkpoint of this step, then drop older ones and weights that are no longer the best."""
+        trainer = self._trainer
+        state = {
+            "step": trainer.step,
+            "seed": trainer.seed,
+            "losses": trainer.losses,
+            "validation_losses": trainer.validation_losses,
+            "num_pairs": trainer.num_pairs,
+            "num_tokens": trainer.num_tokens,
+            "num_padded_tokens": trainer.num_padded_tokens,
+            "wall_time_s": trainer.wall_time_s + elapsed_s,
+        }
+        name = f"step_{trainer.step:08d}"
+        engines.save_checkpoint({"state": trainer.engine}, self._folder / name, state=state)
+        if trainer.rank == 0:
+            for path in self._folder.glob("step_*"):
+                if path.name < name:
+                    shutil.rmtree(path)
+            for path in self._folder.glob("best_*.pt"):
+                if path.name != f"best_{trainer.best_step}.pt":
+                    path.unlink()
+
+    def keep_if_best(self) -> None:
+        """Put the weights aside when this validation was the best and the config keeps the best."""
+        if self._trainer.config.keep != "best" or self._trainer.best_step != self._trainer.step:
+            return
+        state = engines.gather_state(self._trainer.engine)
+        path = self._folder / f"best_{self._trainer.step}.pt"
+        with engines.raised_on_every_rank(), storage_errors(str(path)):
+            if state is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                torch.save(state, path.with_suffix(".tmp"))
+                os.replace(path.with_suffix(".tmp"), path)
+
+    def best(self) -> tuple[int, dict[str, torch.Tensor]] | None:
+        """(step, weights) of the best validation, on rank 0, when the config keeps them."""
+        step = self._trainer.best_step
+        if self._trainer.config.keep != "best" or step is None:
+            return None
+        return step, torch.load(self._folder / f"best_{step}.pt", weights_only=True)
+
+    def remove(self) -> None:
+        """Nothing of an unfinished training is needed once its artifact is there."""
+        shutil.rmtree(self._folder, ignore_errors=True)
