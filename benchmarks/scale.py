@@ -21,9 +21,11 @@ from scpo_ray.core.model_size import (
     TransformerShape,
     activation_bytes,
     cache_bytes,
+    decoding_seconds,
     forward_flops,
     gradient_traffic_bytes,
     state_bytes,
+    synchronization_bytes,
     training_flops,
 )
 from scpo_ray.precision import resolved_precision
@@ -38,6 +40,9 @@ MODELS = {
 """Llama 3's shapes."""
 PRICE_PER_GPU_HOUR = 3.0
 LORA_RANK = 16
+PPO_STEPS, PPO_RESPONSES, PROMPT_TOKENS, RESPONSE_TOKENS = 200, 256, 200, 256
+NETWORK_BYTES_PER_S = 50e9
+"""400 Gbit/s between nodes."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ def main(*run_dirs: str) -> None:
     print("\n".join(memory_table()))
     print()
     print("\n".join(hours_table()))
+    print()
+    print("\n".join(policies_table()))
 
 
 def checked(run_dir: str) -> Iterator[tuple[str, str, float]]:
@@ -171,6 +178,39 @@ def hours_table() -> Iterator[str]:
                 f"| {number} | {name} | {score:,.1f} h | {full:,.1f} h | {lora:,.1f} h | {evaluate:,.1f} h | {total:,.1f} | "
                 f"${total * PRICE_PER_GPU_HOUR:,.0f} | {disk[0]:,.2f} / {disk[1]:.3f} TiB |"
             )
+
+
+def policies_table() -> Iterator[str]:
+    """PPO for one community through LoRA, H100 hours: an 8-GPU learner group beside as many engines as hold the model."""
+    device = hardware.GPUS["H100"]
+    yield "| policy | GPUs, engine | its KV cache | writing | scoring | learning | 195 policies | weights to an engine | time |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    length, number = PROMPT_TOKENS + RESPONSE_TOKENS, PPO_STEPS * PPO_RESPONSES
+    for name, shape in MODELS.items():
+        weights = 2 * (shape.num_parameters + shape.hidden_size * shape.vocab_size)
+        cache = cache_bytes(shape, num_tokens=PPO_RESPONSES * length, bytes_per_value=2)
+        gpus = next(count for count in (1, 2, 4, 8) if weights + cache < 0.85 * device.memory_bytes * count)
+        writing = gpus * decoding_seconds(
+            shape,
+            num_tokens=number * RESPONSE_TOKENS,
+            num_concurrent=PPO_RESPONSES,
+            mean_length=PROMPT_TOKENS + RESPONSE_TOKENS / 2,
+            bytes_per_value=2,
+            bytes_per_second=gpus * device.bytes_per_second,
+        )
+        sizes = {"num_tokens": number * length, "mean_length": length}
+        forward = forward_flops(shape, **sizes, lm_head=True)
+        scoring = forward_flops(shape, **sizes) / device.flops / device.scoring_utilization
+        update = training_flops(shape, **sizes, lm_head=True, checkpointing=True, lora_rank=LORA_RANK)
+        learning = 2 * forward / device.flops / device.scoring_utilization
+        learning += 2 * update / device.flops / device.training_utilization
+        moved = synchronization_bytes(shape.num_parameters, num_engines=1, bytes_per_value=2)
+        hours = [seconds / 3600 for seconds in (writing, scoring, learning)]
+        yield (
+            f"| {name} | {gpus} | {cache / GIB:,.0f} GiB | "
+            + " | ".join(f"{each:,.1f} h" for each in hours)
+            + f" | {195 * sum(hours):,.0f} h | {moved / GIB:,.0f} GiB | {moved / NETWORK_BYTES_PER_S:.1f} s |"
+        )
 
 
 if __name__ == "__main__":

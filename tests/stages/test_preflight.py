@@ -16,8 +16,8 @@ from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, ModelError, StorageError, TrainingError
 from scpo_ray.stages import plan, preflight, prepare
 from scpo_ray.stages.estimate import read_data
-from scpo_ray.stages.plan import estimate
 from scpo_ray.stages.needs import JOBS, needs_of
+from scpo_ray.stages.plan import estimate
 from scpo_ray.stages.recipes import global_model
 from scpo_ray.training.task import checkpoints_of
 from tests.conftest import TINY
@@ -185,6 +185,24 @@ def test_tokens_are_counted_from_the_data(controlled_run):
     assert found.num_tokens == pytest.approx(trained["num_tokens"], rel=0.1)
     scored = directory.read_table("scores/scores.parquet")["num_tokens"].to_pylist()
     assert estimate(controlled_run, directory, "score", LAPTOP).num_tokens == pytest.approx(sum(scored))
+
+
+def test_a_policys_tokens_are_at_least_those_that_it_took(policy_run):
+    """Every response is counted as long as it may be: true of untrained policies, less so later."""
+    directory, ppo = RunDirectory(policy_run.run_dir), policy_run.ppo
+    found = estimate(policy_run, directory, "ppo", LAPTOP)
+    names = directory.names("policies")
+    steps = [row for name in names for row in directory.read_json(f"policies/{name}/metrics.json")["steps"]]
+    number = ppo.prompts_per_step * ppo.responses_per_prompt
+    written = sum(row["length"] * number for row in steps)
+    at_most = len(steps) * number * ppo.max_response_tokens
+    assert written <= at_most < found.num_tokens
+    assert written / at_most > 0.1
+    longest = policy_run.format.max_tokens
+    assert found.num_tokens <= len(steps) * number * longest
+    sft = estimate(policy_run, directory, "sft", LAPTOP)
+    taught = directory.require("start_policy", job="sft").statistics
+    assert sft.num_tokens >= 0.9 * taught["num_tokens"]
 
 
 def test_items_are_what_the_trainings_own_batching_says(prepared):

@@ -86,27 +86,27 @@ def test_a_killed_worker_resumes_and_ends_bit_for_bit_the_same(undisturbed, make
     assert not checkpoint_folder(task).exists(), "nothing is left of the unfinished training"
 
 
-def test_a_rank_that_hangs_ends_by_timeout_and_all_ranks_say_where_they_stood(ray_cluster, make_task):
+def test_a_rank_that_hangs_ends_by_timeout_and_the_others_say_where_they_stood(undisturbed, make_task, monkeypatch):
     """One of two ranks is stopped: the other waits in a collective, until it may not."""
-    settings = SETTINGS | {"num_workers": 2, "collective_timeout_s": 4}
-    calm, hung = make_task("two calm", **settings), make_task("two, one hangs", **settings)
-    assert run_tasks([calm], calm.config).failed == {}
+    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "12")  # of 600: a stopped process answers Ray neither
+    task = make_task("one of two hangs", **SETTINGS, num_workers=2, collective_timeout_s=4)
     stopped: list[psutil.Process] = []
 
     def stop_one(state) -> None:
-        step = state.progress[hung.name].step if hung.name in state.progress else 0
+        step = state.progress[task.name].step if task.name in state.progress else 0
         if step >= 15 and not stopped:
             stopped.append(training_workers()[0])
             stopped[0].suspend()
 
-    state = run_tasks([hung], hung.config, on_progress=stop_one)
+    state = run_tasks([task], task.config, on_progress=stop_one)
 
     assert state.failed == {} and state.num_deaths == 1
-    assert_equal_to(calm, hung)
     assert not stopped[0].is_running()
-    (written,) = stacks_folder(hung).glob("rank_*.txt")  # a process that is stopped writes nothing
-    assert "in train_step" in written.read_text() and "Timeout (0:00:04)!" in written.read_text()
-    assert not stacks_folder(calm).exists()
+    (written,) = stacks_folder(task).glob("rank_*.txt")  # a process that is stopped writes nothing
+    assert "Timeout (0:00:04)!" in written.read_text()
+    assert "in _sum_over_ranks" in written.read_text() or "in backward" in written.read_text()
+    for name, tensor in weights_of(undisturbed).items():  # which one rank trained
+        torch.testing.assert_close(weights_of(task)[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_a_group_that_keeps_dying_fails_its_task_and_the_others_finish(ray_cluster, make_task):
