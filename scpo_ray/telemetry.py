@@ -70,7 +70,6 @@ METRICS = {
 
 _log = logging.getLogger("scpo_ray")
 _instruments: dict[str, metrics.Gauge | metrics.Counter] = {}
-_totals: dict[tuple[str, ...], float] = {}
 
 
 class Stage:
@@ -79,9 +78,13 @@ class Stage:
     def __init__(self, run: str, stage: str) -> None:
         self.run, self.stage = run, stage
         self._last_line: dict[str, float] = {}
+        self._totals: dict[tuple[str, str, str], float] = {}
 
     def measure(self, values: Mapping[str, float], *, name: str = "", community: str = "") -> None:
-        """Set metrics of the catalogue. Totals are given as they stand; values that are not finite are left out.
+        """Set metrics of the catalogue; values that are not finite are left out.
+
+        Totals are given as they stand since this stage began. One that is smaller than before has begun again (a training that
+        went back to its checkpoint): what is computed twice is counted twice.
 
         Raises:
             KeyError: there is no such metric.
@@ -89,8 +92,12 @@ class Stage:
         labels = dict(zip(LABELS, (self.run, self.stage, name, community), strict=True))
         for key, value in values.items():
             metric = METRICS[key]
-            if math.isfinite(value) and ray.is_initialized():
-                _record(metric, float(value), labels)
+            if not math.isfinite(value) or not ray.is_initialized():
+                continue
+            known = self._totals.get((key, name, community), 0.0) if metric.is_total else 0.0
+            if metric.is_total:
+                self._totals[key, name, community] = value
+            _record(metric, float(value - known if value >= known else value), labels)
 
     def progress(
         self, completed: float, total: float, measures: Mapping[str, float], *, name: str, community: str
@@ -137,11 +144,5 @@ def _record(metric: Metric, value: float, labels: dict[str, str]) -> None:
     instrument = _instruments[metric.name]
     if isinstance(instrument, metrics.Gauge):
         instrument.set(value, tags=labels)
-        return
-    key = (metric.name, *labels.values())
-    grown = value - _totals.get(key, 0.0)
-    if grown < 0:  # a training that began again
-        grown = value
-    _totals[key] = value
-    if grown:
-        instrument.inc(grown, tags=labels)
+    elif value:
+        instrument.inc(value, tags=labels)

@@ -13,7 +13,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scpo_ray import telemetry
 from scpo_ray.artifacts import RunDirectory
-from scpo_ray.stages import pipeline
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -48,43 +47,29 @@ def eventually(ray_cluster, run: str, wanted: dict[tuple[str, str, str, str], fl
         time.sleep(0.5)
 
 
-@pytest.fixture(scope="module")
-def run(ray_cluster, tmp_path_factory):
-    """A finished pipeline, small."""
-    from scpo_ray.config import Config
-
-    settings = TINY | {"select": {"controls": ()}}
-    config = Config(run_dir=str(tmp_path_factory.mktemp("told") / "run"), **settings)
-    pipeline.run(config)
-    return config
-
-
-def test_prometheus_gets_what_the_manifests_say(ray_cluster, run):
-    directory = RunDirectory(run.run_dir)
-    scores = directory.require("scores", job="score").statistics
+def test_prometheus_gets_what_the_manifests_say(ray_cluster, controlled_run):
+    """Long after the stages have ended, while the process lives that ran them."""
+    directory = RunDirectory(controlled_run.run_dir)
+    scores = [directory.require(name, job="score").statistics for name in ("scores", "other_scores")]
     decided = directory.require("decisions/filter_weight", job="select").statistics["communities"]
-    trained = {
-        name: directory.require(f"reward_models/{name}", job="train") for name in directory.names("reward_models")
-    }
     wanted = {
-        ("responses_total", "score", "", ""): scores["num_responses"],
-        ("tokens_total", "score", "", ""): scores["num_tokens"],
-        ("padded_tokens_total", "score", "", ""): scores["num_padded_tokens"],
+        ("responses_total", "score", "", ""): sum(one["num_responses"] for one in scores),
+        ("tokens_total", "score", "", ""): sum(one["num_tokens"] for one in scores),
+        ("padded_tokens_total", "score", "", ""): sum(one["num_padded_tokens"] for one in scores),
         ("stage_running", "train", "", ""): 0,
         ("queue_depth", "train", "", ""): 0,
     }
     for community, of_community in decided.items():
         wanted["kept_share", "select", "filter_weight", community] = of_community["kept_share"]["train"]
-    for manifest in trained.values():
-        metrics = directory.read_json(f"{manifest.name}/metrics.json")
-        community = metrics["community"]
-        wanted["loss", "train", community, community] = metrics["losses"][-1]
-        wanted["tokens_total", "train", community, community] = metrics["num_tokens"]
-        wanted["completed", "train", community, community] = len(metrics["losses"])
+    for place in directory.names("reward_models"):
+        metrics, community = directory.read_json(f"reward_models/{place}/metrics.json"), place.replace("-", " ").title()
+        wanted["loss", "train", metrics["task"], community] = metrics["losses"][-1]
+        wanted["tokens_total", "train", metrics["task"], community] = metrics["num_tokens"]
+        wanted["completed", "train", metrics["task"], community] = len(metrics["losses"])
     found = eventually(ray_cluster, directory.absolute_address, wanted)
     assert {key: found.get(key) for key in wanted} == pytest.approx(wanted)
     margins = [value for (metric, stage, *_), value in found.items() if (metric, stage) == ("margin", "train")]
-    assert len(margins) == len(trained) and all(value != 0 for value in margins)
+    assert len(set(margins)) > 3
     assert {stage for (_, stage, *_) in found} == {"train_global", "score", "select", "train", "evaluate"}
 
 
@@ -93,7 +78,9 @@ def test_a_total_that_begins_again_goes_on_growing(ray_cluster):
     told = telemetry.Stage("/begins/again", "train")
     for tokens in (10, 30, 20, 25):
         told.measure({"tokens_total": tokens}, name="one")
-    wanted = {("tokens_total", "train", "one", ""): 55.0}
+    again = telemetry.Stage("/begins/again", "train")  # the stage runs once more
+    again.measure({"tokens_total": 25}, name="one")
+    wanted = {("tokens_total", "train", "one", ""): 80.0}
     assert eventually(ray_cluster, "/begins/again", wanted) == wanted
 
 
@@ -127,7 +114,10 @@ def test_log_lines_are_json_with_run_stage_community_and_rank(tmp_path):
         [sys.executable, "-c", program, *options], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stderr.splitlines()]  # every one
+    assert "steps" not in done.stderr, "no progress bar"
+    lines = [
+        json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")
+    ]  # beside Ray's core and DeepSpeed
     own = [line for line in lines if line["name"] == "scpo_ray"]
     address = str(run_dir)
     assert all(line["run"] == address for line in own)
@@ -137,9 +127,9 @@ def test_log_lines_are_json_with_run_stage_community_and_rank(tmp_path):
     progress = [line for line in own if line["message"] == "progress"][-1]
     assert (progress["completed"], progress["planned"]) == (4, 4) and progress["loss"] > 0
     of_ranks = {}
-    for file in Path(done.stdout.strip().splitlines()[-1], "logs").glob("worker-*.err"):
+    for file in Path(done.stdout.strip().splitlines()[-1], "logs/train").glob("ray-train-app-worker-*.log"):
         for line in file.read_text().splitlines():
-            if '"scpo_ray"' in line:
+            if '"stage"' in line:
                 record = json.loads(line)
                 of_ranks.setdefault(record["rank"], []).append(
                     (record["message"], record["step"], record["community"], record["run"])
@@ -166,7 +156,7 @@ def test_the_dashboard_draws_only_what_the_service_and_ray_export(ray_cluster):
         for name in re.findall(r"\b(?<!ray_)scpo_[a-z_]+", text):
             assert f'"{re.sub("_(total|bucket)$", "", name)}"' in service, name
         for name in re.findall(r"\bray_(?!scpo_)[a-z_]+", text):
-            assert f"{name}{{" in rays, name
+            assert re.search(rf"\b{name}\b", rays), name
 
 
 def test_the_dashboard_can_be_imported():
