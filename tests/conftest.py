@@ -68,6 +68,18 @@ def controlled_run(ray_cluster, tmp_path_factory) -> Config:
     return config
 
 
+@pytest.fixture(scope="session")
+def policy_run(ray_cluster, tmp_path_factory) -> Config:
+    """A small world with reward models of two seeds, a start policy, and a policy for each of two opposed communities."""
+    from scpo_ray.stages import ppo
+    from tests.stages.policy_runs import small_config, with_models
+
+    config = small_config(str(tmp_path_factory.mktemp("policies") / "run"))
+    with_models(config)
+    ppo.run(config)
+    return config
+
+
 @pytest.fixture
 def tiny_config(tmp_path):
     """Makes a small atlas config: `tiny_config(select={"agreement_threshold": 0.6})`; sections are merged over TINY."""

@@ -25,7 +25,17 @@ KINDS = ("worker", "actor", "driver", "node")
 WORKERS = ("RayTrainWorker", "MapWorker")
 """Actors that Ray makes of a stage's functions; all others are actors of their own kind."""
 
-JOB_TIMEOUT_S = 400.0
+RAYS_OWN = (
+    "ActorLocationTracker",
+    "_StatsActor",
+    "DashboardAgent",
+    "RuntimeEnvAgent",
+    "_AutoscalingCoordinator",
+    "IDLE",
+)
+"""Processes that a cluster keeps from job to job."""
+
+JOB_TIMEOUT_S = 900.0
 CALM_S = 60.0
 """In which a cluster has to get rid of what a dead job has left."""
 
@@ -59,6 +69,8 @@ class Schedule:
     num_faults: int = 4
     mean_gap_s: float = 7.0
     kinds: tuple[str, ...] = KINDS
+    calm_until: str = ""
+    """A pattern of files in the run directory: nothing is killed before there is one."""
 
     def draws(self) -> Iterator[tuple[float, str, random.Random]]:
         """(seconds after the last one, kind, what chooses the victim); every kind before any comes again."""
@@ -76,14 +88,16 @@ def disturb(cluster: Cluster, command: list[str], run_dir: Path, schedule: Sched
     """
     outcome, start, draws = Outcome(), time.monotonic(), schedule.draws()
     gap, kind, chance = next(draws, (float("inf"), "", random.Random()))
-    due, finished = start + gap, Finished(run_dir)
+    due, finished, is_calm = start + gap, Finished(run_dir), bool(schedule.calm_until)
     while True:
         struck = len(outcome.faults)
         outcome.submissions += 1
         with submitted(cluster, command) as (job, output):
             while job.poll() is None:
                 assert time.monotonic() - start < JOB_TIMEOUT_S, f"{command}: not done after {JOB_TIMEOUT_S:g} s"
-                if time.monotonic() >= due and (victim := strike(cluster, kind, command, chance)):
+                if is_calm and any(run_dir.glob(schedule.calm_until)):
+                    due, is_calm = time.monotonic() + gap, False
+                if not is_calm and time.monotonic() >= due and (victim := strike(cluster, kind, command, chance)):
                     outcome.faults.append(Fault(time.monotonic() - start, kind, victim))
                     outcome.lost += finished.check()
                     gap, kind, chance = next(draws, (float("inf"), "", random.Random()))
@@ -147,9 +161,13 @@ def _victims(cluster: Cluster, kind: str, script: str) -> Iterator[psutil.Proces
     for process in _processes(cluster):
         title = _title(process)
         if kind == "driver":
-            if title.startswith("python ") and script in title:
+            if f"python {script}" in title and not title.startswith(("/bin/sh", "bash", "ray::")):
                 yield process
-        elif title.startswith("ray::") and not _is_idle(title) and _is_worker(title) == (kind == "worker"):
+        elif (
+            _is_at_work(title)
+            and not title.startswith("ray::JobSupervisor")
+            and _is_worker(title) == (kind == "worker")
+        ):
             yield process
 
 
@@ -171,8 +189,9 @@ def _is_worker(title: str) -> bool:
     return not name[:1].isupper() or name.startswith(WORKERS)
 
 
-def _is_idle(title: str) -> bool:
-    return title.startswith(("ray::IDLE", "ray::JobSupervisor"))
+def _is_at_work(title: str) -> bool:
+    """A process of a job."""
+    return title.startswith("ray::") and not title.removeprefix("ray::").startswith(RAYS_OWN)
 
 
 class Finished:
@@ -181,7 +200,8 @@ class Finished:
     PATTERNS = ("*/manifest.json", "*/*/manifest.json", "tune/*/trials/*.json")
 
     def __init__(self, run_dir: Path) -> None:
-        self._run_dir, self._seen = run_dir, self._read()
+        self._run_dir = run_dir
+        self._seen = self._read()
 
     def check(self) -> list[str]:
         """Names of those that did."""
@@ -217,7 +237,7 @@ def left_over(cluster: Cluster, run_dir: Path) -> list[str]:
 def _busy(cluster: Cluster) -> Iterator[str]:
     for process in _processes(cluster):
         title = _title(process)
-        if title.startswith("ray::") and not title.startswith("ray::IDLE"):
+        if _is_at_work(title):
             yield title
 
 

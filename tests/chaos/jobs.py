@@ -22,6 +22,9 @@ class Job:
     result: Callable[[Config], Result]
     """Of a finished run: what must be the same, however often it was disturbed."""
 
+    calm_until: str = ""
+    """What shows that the job is in the middle of its work."""
+
     @property
     def run_dir(self) -> Path:
         return Path(self.config.run_dir)
@@ -51,12 +54,17 @@ def tune_job(run_dir: Path) -> Job:
         "train": TINY["train"] | {"epochs": 2, "evaluations_per_epoch": 2},
         "tune": {"space": space, "search": "grid", "num_trials": 6, "max_concurrent": 2},
     }
-    return Job("tune", Config(run_dir=str(run_dir), **settings), _trials)
+    return Job("tune", Config(run_dir=str(run_dir), **settings), _trials, "tune/search/trials/*.json")
 
 
 def ppo_job(run_dir: Path) -> Job:
     """One policy; `run_dir` has reward models of two seeds and a start policy."""
-    return Job("ppo", small_config(str(run_dir), ppo=SETTINGS["ppo"] | {"communities": (FIRST,)}), _steps)
+    return Job(
+        "ppo",
+        small_config(str(run_dir), ppo=SETTINGS["ppo"] | {"communities": (FIRST,)}),
+        _steps,
+        "policy_checkpoints/*/step_*",
+    )
 
 
 def _artifacts(config: Config) -> Result:
