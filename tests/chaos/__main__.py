@@ -37,7 +37,7 @@ def main() -> None:
                     seed or 0, num_faults=0 if seed is None else arguments.faults, calm_until=job.calm_until
                 )
                 outcome = disturb(two_nodes, job.command(), job.run_dir, schedule)
-                row = described(job, seed, outcome, left_over(two_nodes, job.run_dir))
+                row = described(job, seed, outcome, left_over(two_nodes, job.command(), job.run_dir))
                 found = (outcome.seconds, job.result(job.config))
                 undisturbed = undisturbed or found
                 row |= {"lost_s": outcome.seconds - undisturbed[0], "difference": difference(found[1], undisturbed[1])}

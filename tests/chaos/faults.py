@@ -138,7 +138,7 @@ def strike(cluster: Cluster, kind: str, command: list[str], chance: random.Rando
     """
     if kind == "node":
         return _pull_the_plug(cluster)
-    victims = sorted(_victims(cluster, kind, command[1]), key=lambda process: process.pid)
+    victims = sorted(_victims(cluster, kind, command), key=lambda process: process.pid)
     if not victims:
         return ""
     victim = chance.choice(victims)
@@ -157,17 +157,24 @@ def _pull_the_plug(cluster: Cluster) -> str:
     return f"node {name}"
 
 
-def _victims(cluster: Cluster, kind: str, script: str) -> Iterator[psutil.Process]:
+def _victims(cluster: Cluster, kind: str, command: list[str]) -> Iterator[psutil.Process]:
+    if kind == "driver":
+        yield from _drivers(command)
+        return
     for process in _processes(cluster):
         title = _title(process)
-        if kind == "driver":
-            if f"python {script}" in title and not title.startswith(("/bin/sh", "bash", "ray::")):
-                yield process
-        elif (
+        if (
             _is_at_work(title)
             and not title.startswith("ray::JobSupervisor")
             and _is_worker(title) == (kind == "worker")
         ):
+            yield process
+
+
+def _drivers(command: list[str]) -> Iterator[psutil.Process]:
+    """The job's own process; Ray gives it a session of its own, apart from its node's."""
+    for process in psutil.process_iter():
+        if _title(process) == " ".join(command):
             yield process
 
 
@@ -197,7 +204,8 @@ def _is_at_work(title: str) -> bool:
 class Finished:
     """What a run has finished: bytes that must not change any more."""
 
-    PATTERNS = ("*/manifest.json", "*/*/manifest.json", "tune/*/trials/*.json")
+    # Not what is in checkpoints/, which goes when a training is finished.
+    PATTERNS = ("*/manifest.json", "[!c]*/*/manifest.json", "tune/*/trials/*.json")
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -224,10 +232,10 @@ class Finished:
         return found
 
 
-def left_over(cluster: Cluster, run_dir: Path) -> list[str]:
+def left_over(cluster: Cluster, command: list[str], run_dir: Path) -> list[str]:
     """What is still there of jobs that have ended: processes, placement groups, unfinished folders; waits for calm."""
     end = time.monotonic() + CALM_S
-    while found := [*_busy(cluster), *_reserved(cluster)]:
+    while found := [*_busy(cluster), *map(_title, _drivers(command)), *_reserved(cluster)]:
         if time.monotonic() > end:
             break
         time.sleep(0.5)

@@ -29,7 +29,7 @@ def survive(two_nodes: Cluster, job: Job, *, seed: int) -> None:
     """Four faults, one of each kind, in an order of the seed's."""
     outcome = disturb(two_nodes, job.command(), job.run_dir, Schedule(seed, calm_until=job.calm_until))
     assert outcome.lost == [], "what was finished stays as it was"
-    assert left_over(two_nodes, job.run_dir) == []
+    assert left_over(two_nodes, job.command(), job.run_dir) == []
     assert {fault.kind for fault in outcome.faults} <= set(KINDS)
     assert len(outcome.faults) >= 2, "the job was over before it could be disturbed"
 
