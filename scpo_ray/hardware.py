@@ -2,7 +2,7 @@
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,8 @@ class Device:
     memory_bytes: float | None = None
     bytes_per_second: float = 0.0
     """Of reading its memory."""
+    float32_flops: float | None = None
+    """As `flops`, without tensor cores, as torch multiplies float32; None: `flops` are of that already."""
     scoring_utilization: float = 0.4
     """Share of `flops` that scoring reaches; assumed, as the next one, but for a CPU's training: there it is the median of ten
     trainings of a MiniLM (27% to 36%, `python -m benchmarks.scale`)."""
@@ -24,19 +26,23 @@ class Device:
 
 
 GPUS = {
-    "H100": Device("H100", 989e12, 80e9, 3.35e12),
-    "H200": Device("H200", 989e12, 141e9, 4.8e12),
-    "A100": Device("A100", 312e12, 40e9, 1.555e12),
-    "A100-80G": Device("A100-80G", 312e12, 80e9, 2.039e12),
-    "L40S": Device("L40S", 362e12, 48e9, 0.864e12),
-    "L4": Device("L4", 121e12, 24e9, 0.3e12),
+    "H100": Device("H100", 989e12, 80e9, 3.35e12, 67e12),
+    "H200": Device("H200", 989e12, 141e9, 4.8e12, 67e12),
+    "A100": Device("A100", 312e12, 40e9, 1.555e12, 19.5e12),
+    "A100-80G": Device("A100-80G", 312e12, 80e9, 2.039e12, 19.5e12),
+    "L40S": Device("L40S", 362e12, 48e9, 0.864e12, 91.6e12),
+    "L4": Device("L4", 121e12, 24e9, 0.3e12, 30.3e12),
 }
-"""Ray's accelerator type -> dense bfloat16 FLOPs per second, memory and its bandwidth, from the vendor's data sheets."""
+"""Ray's accelerator type -> dense bfloat16 FLOPs per second, memory, its bandwidth, float32 FLOPs; from the vendor's data
+sheets."""
 
 
-def gpu(accelerator: str | None) -> Device | None:
+def gpu(accelerator: str | None, *, bfloat16: bool) -> Device | None:
     """By Ray's accelerator type; None for one that is not in the table."""
-    return GPUS.get(accelerator or "")
+    found = GPUS.get(accelerator or "")
+    if found is None or bfloat16 or found.float32_flops is None:
+        return found
+    return replace(found, flops=found.float32_flops)
 
 
 @functools.cache

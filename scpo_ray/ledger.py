@@ -22,6 +22,8 @@ STAGES = {
 }
 """Stage -> artifacts, or folders of them."""
 _UNFINISHED = {"train": "checkpoints", "ppo": "policy_checkpoints"}
+_NOT_RESULTS = ("claim", "data")
+"""What a search keeps beside its result."""
 _DEEPEST = 4
 """Folders between a run directory and its deepest artifact: replicates/1/controls/ARM/COMMUNITY."""
 
@@ -145,5 +147,5 @@ def _manifests(run: RunDirectory, folder: str, depth: int) -> Iterator[Manifest]
         yield manifest
     elif depth:
         for name in run.names(folder):
-            if not name.startswith("."):
+            if not name.startswith(".") and name not in _NOT_RESULTS:
                 yield from _manifests(run, f"{folder}/{name}", depth - 1)

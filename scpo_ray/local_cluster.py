@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -89,7 +89,7 @@ def end_node(config: LocalClusterConfig, name: str, *, at_once: bool = False) ->
         at_once: as if its plug were pulled (SIGKILL); else its processes may say goodbye.
     """
     for _, session in (found for found in sessions(Path(config.folder)) if found[0] == name):
-        processes = list(processes_of(session))
+        processes = list(_with_children(processes_of(session)))
         for process in processes if not at_once else ():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -115,6 +115,15 @@ def processes_of(session: int) -> Iterator[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
+
+
+def _with_children(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    """A job's own process has a session of its own."""
+    found = set(processes)
+    for process in list(found):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update(process.children(recursive=True))
+    return found
 
 
 def sessions(folder: Path) -> Iterator[tuple[str, int]]:

@@ -69,6 +69,7 @@ METRICS = {
 }
 
 _log = logging.getLogger("scpo_ray")
+_log.addHandler(logging.NullHandler())  # where lines are not asked for, there are none on stderr either
 _instruments: dict[str, metrics.Gauge | metrics.Counter] = {}
 
 
@@ -78,13 +79,14 @@ class Stage:
     def __init__(self, run: str, stage: str) -> None:
         self.run, self.stage = run, stage
         self._last_line: dict[str, float] = {}
+        """When something was last logged; infinity: its end was."""
         self._totals: dict[tuple[str, str, str], float] = {}
 
     def measure(self, values: Mapping[str, float], *, name: str = "", community: str = "") -> None:
         """Set metrics of the catalogue; values that are not finite are left out.
 
-        Totals are given as they stand since this stage began. One that is smaller than before has begun again (a training that
-        went back to its checkpoint): what is computed twice is counted twice.
+        Totals are given as they stand since the work began or was resumed; one that is smaller than before has begun again, so
+        that what is computed twice is counted twice.
 
         Raises:
             KeyError: there is no such metric.
@@ -105,8 +107,10 @@ class Stage:
         """Metrics at every call, and a log line now and then."""
         self.measure({"completed": completed, "planned": total, **measures}, name=name, community=community)
         now = time.monotonic()
-        if completed >= total or now - self._last_line.get(name, -math.inf) >= _LOG_EVERY_S:
-            self._last_line[name] = now
+        last = self._last_line.get(name, -math.inf)
+        is_over = completed >= total
+        if now - last >= _LOG_EVERY_S or (is_over and last < math.inf):
+            self._last_line[name] = math.inf if is_over else now
             self.log("progress", name=name, community=community, completed=completed, planned=total, **measures)
 
     def log(self, message: str, *, level: int = logging.INFO, **fields: Any) -> None:

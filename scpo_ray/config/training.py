@@ -132,7 +132,8 @@ class OptimizationConfig(Section):
     """How often a killed worker group is restarted from its last checkpoint."""
 
     collective_timeout_s: float = Field(default=1800, ge=1, json_schema_extra=NOT_IDENTITY)
-    """A step that takes longer has hung: every rank's stacks are written beside its checkpoints, and the group starts again."""
+    """A step that takes longer has hung: the ranks' stacks are written to `logs/stacks`, and the group starts again.
+    Writing a finished model must fit into it too."""
 
     @model_validator(mode="after")
     def _override_has_steps(self) -> "OptimizationConfig":

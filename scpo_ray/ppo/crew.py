@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from scpo_ray import policies
+from scpo_ray import model_files, policies
 from scpo_ray.config import FormatConfig, PpoConfig, ScoreConfig
 from scpo_ray.config.ppo import Transfer
 from scpo_ray.models import load_tokenizer
@@ -115,11 +115,12 @@ def at_work(
 
 
 def _engine_spec(config: PpoConfig, policy: str, format_config: FormatConfig, precision: str) -> EngineSpec:
+    folder = model_files.resolve(policy)
     return EngineSpec(
         policy=policy,
         max_tokens=format_config.max_tokens,
         max_response_tokens=config.max_response_tokens,
-        stop_token_ids=tuple(policies.stop_token_ids(policy, load_tokenizer(policy))),
+        stop_token_ids=tuple(policies.stop_token_ids(folder, load_tokenizer(folder))),
         temperature=config.temperature,
         precision=precision,
         threads=config.threads_per_engine or max(1, (os.cpu_count() or 1) // config.num_engines),

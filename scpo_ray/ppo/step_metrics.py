@@ -39,7 +39,11 @@ def metrics(
 
 
 def measures(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The last step, as `telemetry.METRICS`."""
+    """The last step, as `telemetry.METRICS`.
+
+    Args:
+        history: steps since the policy's training began or was resumed.
+    """
     row = history[-1]
     same = ("reward", "kl", "kl_coefficient", "entropy", "canary_difference")
     return {

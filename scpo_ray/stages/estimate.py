@@ -130,7 +130,7 @@ def _score(config: Config, directory: RunDirectory, data: Data, capacity: Capaci
 
 def _evaluate(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
     """Every model reads the responses of validation and test pairs: those that no training pair has."""
-    num_models = len(_communities(config, data)) * len(config.select.arms) * config.train.num_seeds
+    num_models = len(communities_of(config, data)) * len(config.select.arms) * config.train.num_seeds
     share = 1 - sum(data.training_responses.values()) / max(data.num_responses, 1)
     return _scoring(config, directory, num_models * data.num_responses * max(share, 0.0), data, capacity)
 
@@ -159,7 +159,7 @@ def _train_global(config: Config, directory: RunDirectory, data: Data, capacity:
 def _train(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
     """At most: what selection drops is not taken off."""
     many = len(config.select.arms) * config.train.num_seeds
-    return _training(config, directory, config.train, _communities(config, data) * many, data, capacity)
+    return _training(config, directory, config.train, communities_of(config, data) * many, data, capacity)
 
 
 def _training(
@@ -209,17 +209,18 @@ def _passes(train: OptimizationConfig, num_items: int) -> float:
     return of_steps if train.max_steps_overrides_epochs else min(train.epochs, of_steps)
 
 
-def _communities(config: Config, data: Data) -> list[str]:
+def communities_of(config: Config, data: Data) -> list[str]:
+    """Those that reward models are trained for (`train.communities_to_train`), as far as they have training pairs."""
     if config.train.communities is not None:
         return [name for name in config.train.communities if name in data.training_items]
-    return [name for name in data.training_items if name not in data.majority]
+    left_out = (*data.majority, config.prepare.general_preferences.community)
+    return [name for name in data.training_items if name not in left_out]
 
 
 def device_of(precision: str, on_gpu: bool, capacity: Capacity) -> hardware.Device | None:
     """What a stage computes on; None for a GPU that is in no table."""
-    if on_gpu:
-        return hardware.gpu(capacity.accelerator)
-    return hardware.cpu(bfloat16=resolved_precision(precision, on_gpu=False) == "bfloat16")
+    bfloat16 = resolved_precision(precision, on_gpu=on_gpu) == "bfloat16"
+    return hardware.gpu(capacity.accelerator, bfloat16=bfloat16) if on_gpu else hardware.cpu(bfloat16=bfloat16)
 
 
 def reward_shape(config: Config, directory: RunDirectory) -> TransformerShape:

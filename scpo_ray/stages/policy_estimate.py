@@ -19,7 +19,7 @@ from scpo_ray.core.model_size import (
 )
 from scpo_ray.models import shape_of
 from scpo_ray.precision import resolved_precision
-from scpo_ray.stages.estimate import Data, Estimate, device_of, reward_shape, scratch_shape
+from scpo_ray.stages.estimate import Data, Estimate, communities_of, device_of, reward_shape, scratch_shape
 from scpo_ray.stages.recipes import START_POLICY
 
 _MOST_CONCURRENT = 256
@@ -49,7 +49,7 @@ class Rollouts:
 
 def start_policy(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
     """At most: the communities' training responses, all of which may have been chosen."""
-    sft, shape = config.sft, policy_shape(config, directory)
+    sft, shape = config.sft, _shape_to_teach(config, directory)
     names = sft.communities or data.majority
     responses = sum(data.training_responses.get(name, 0) for name in names) * sft.epochs
     if sft.max_steps is not None:
@@ -59,7 +59,12 @@ def start_policy(config: Config, directory: RunDirectory, data: Data, capacity: 
     device = device_of(sft.precision, sft.gpus_per_learner > 0, capacity)
     devices = sft.num_learners if sft.gpus_per_learner else 1
     seconds = device and flops / (device.flops * device.training_utilization) / devices
-    return Estimate(tokens, flops, _learner_bytes(shape, sft, has_critic=False, has_reference=False), seconds)
+    return Estimate(
+        tokens,
+        flops,
+        _learner_bytes(shape, sft, sequence_length=data.mean_tokens, has_critic=False, has_reference=False),
+        seconds,
+    )
 
 
 def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
@@ -70,10 +75,17 @@ def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity)
     has_critic = settings.advantage == "gae"
     forward = forward_flops(shape, num_tokens=tokens, mean_length=length, lm_head=True)
     scoring = forward_flops(reward, num_tokens=tokens, mean_length=length) * _readers(config, data)
-    learning = _learning(shape, settings, tokens=tokens * settings.update_epochs, length=length) * (1 + has_critic)
+    learning = _learning(shape, settings, tokens=tokens * settings.update_epochs, length=length)
+    if has_critic:  # no adapters, and one value a token
+        learning += training_flops(
+            shape,
+            num_tokens=tokens * settings.update_epochs,
+            mean_length=length,
+            checkpointing=settings.gradient_checkpointing,
+        )
     evaluating = forward * (2 + has_critic)
     learner = device_of(settings.precision, settings.gpus_per_learner > 0, capacity)
-    engine = device_of("bfloat16" if settings.gpus_per_engine else "float32", settings.gpus_per_engine > 0, capacity)
+    engine = device_of(_engine_precision(config), settings.gpus_per_engine > 0, capacity)
     scorer = device_of(config.score.precision, settings.gpus_per_scorer > 0, capacity)
     seconds = None
     if learner is not None and engine is not None and scorer is not None:
@@ -87,7 +99,9 @@ def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity)
             / _devices(settings.num_learners, settings.gpus_per_learner)
         )
     memory = max(
-        _learner_bytes(shape, settings, has_critic=has_critic, has_reference=not settings.lora.enabled),
+        _learner_bytes(
+            shape, settings, sequence_length=length, has_critic=has_critic, has_reference=not settings.lora.enabled
+        ),
         engine_bytes(config, shape, rollouts),
     )
     moved = (
@@ -96,7 +110,7 @@ def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity)
         * synchronization_bytes(
             _policy_parameters(shape),
             num_engines=settings.num_engines,
-            bytes_per_value=2 if settings.gpus_per_engine else 4,
+            bytes_per_value=_engine_width(config),
         )
     )
     return Estimate(tokens, forward + scoring + evaluating + learning, memory, seconds, moved)
@@ -104,7 +118,7 @@ def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity)
 
 def engine_bytes(config: Config, shape: TransformerShape, rollouts: Rollouts) -> float:
     """Weights of a rollout engine, and keys and values of the responses that it writes side by side."""
-    width = 2 if config.ppo.gpus_per_engine else 4
+    width = _engine_width(config)
     kept = cache_bytes(shape, num_tokens=_concurrent(config) * rollouts.length, bytes_per_value=width)
     return width * _policy_parameters(shape) + kept
 
@@ -123,18 +137,41 @@ def policy_shape(config: Config, directory: RunDirectory) -> TransformerShape:
     return scratch_shape(config.sft.scratch, config.format.max_tokens)
 
 
+def _shape_to_teach(config: Config, directory: RunDirectory) -> TransformerShape:
+    """Of the start policy, before it is there."""
+    if config.sft.policy is not None:
+        return shape_of(model_files.resolve(config.sft.policy))
+    return scratch_shape(config.sft.scratch, config.format.max_tokens)
+
+
+def _engine_precision(config: Config) -> str:
+    on_gpu = config.ppo.gpus_per_engine > 0
+    if config.ppo.engine_precision == "auto" and not on_gpu:
+        return "float32"
+    return resolved_precision(config.ppo.engine_precision, on_gpu=on_gpu)
+
+
+def _engine_width(config: Config) -> int:
+    """Bytes of a weight."""
+    return 2 if _engine_precision(config) == "bfloat16" else 4
+
+
 def _rollouts(config: Config, data: Data) -> Rollouts:
     ppo = config.ppo
-    communities = ppo.communities or [name for name in data.training_items if name not in data.majority]
+    communities = _communities(config, data)
     policies = sum(len(communities) if kind == "each" else 1 for kind in ppo.compositions)
     prompt = min(data.mean_context_tokens, config.format.max_tokens - ppo.max_response_tokens)
     number = ppo.num_steps * ppo.prompts_per_step * ppo.responses_per_prompt
     return Rollouts(policies, number, max(prompt, 1.0), ppo.max_response_tokens)
 
 
+def _communities(config: Config, data: Data) -> list[str]:
+    return list(config.ppo.communities or communities_of(config, data))
+
+
 def _readers(config: Config, data: Data) -> float:
     """Reward models that read a response, in the mean over policies: its own, or all that are composed."""
-    communities = config.ppo.communities or [name for name in data.training_items if name not in data.majority]
+    communities = _communities(config, data)
     readers = [
         count
         for kind in config.ppo.compositions
@@ -146,14 +183,13 @@ def _readers(config: Config, data: Data) -> float:
 def _generation_seconds(config: Config, shape: TransformerShape, rollouts: Rollouts, engine: hardware.Device) -> float:
     """Reading the prompts at the speed of scoring, then writing token by token at the speed of memory."""
     ppo, number = config.ppo, rollouts.num_policies * rollouts.num_responses
-    on_gpu = ppo.gpus_per_engine > 0
     reading = forward_flops(shape, num_tokens=number * rollouts.prompt_tokens, mean_length=rollouts.prompt_tokens)
     writing = decoding_seconds(
         shape,
         num_tokens=number * rollouts.response_tokens,
         num_concurrent=_concurrent(config),
         mean_length=rollouts.prompt_tokens + rollouts.response_tokens / 2,
-        bytes_per_value=2 if on_gpu else 4,
+        bytes_per_value=_engine_width(config),
         bytes_per_second=engine.bytes_per_second,
     )
     return (reading / (engine.flops * engine.scoring_utilization) + writing) / _devices(
@@ -188,7 +224,9 @@ def _learning(shape: TransformerShape, config: LearnerConfig, *, tokens: float, 
     )
 
 
-def _learner_bytes(shape: TransformerShape, config: LearnerConfig, *, has_critic: bool, has_reference: bool) -> float:
+def _learner_bytes(
+    shape: TransformerShape, config: LearnerConfig, *, sequence_length: float, has_critic: bool, has_reference: bool
+) -> float:
     """Policy, critic and reference, what a micro-batch keeps, and its logits."""
     number = _policy_parameters(shape)
     trained = shape.num_adapter_parameters(config.lora.rank) if config.lora.enabled else number
@@ -209,9 +247,9 @@ def _learner_bytes(shape: TransformerShape, config: LearnerConfig, *, has_critic
     kept = activation_bytes(
         shape,
         num_tokens=config.tokens_per_micro_batch,
-        length=1,
+        length=int(sequence_length),
         bytes_per_value=width,
         checkpointing=config.gradient_checkpointing,
-        eager=False,
+        eager=config.attention == "eager",
     )
     return state + critic + reference + kept + logits_bytes(shape, num_tokens=config.tokens_per_micro_batch)

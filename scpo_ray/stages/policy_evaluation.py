@@ -54,7 +54,7 @@ def run(config: Config, directory: RunDirectory, plan: Plan, crew: Crew, scales:
     }
     responses, judgements = [], []
     with (
-        progress_bar("evaluate", unit="policies", run=directory.absolute_address) as bar,
+        progress_bar("policy_evaluation", unit="policies", run=directory.absolute_address) as bar,
         recipe.making(directory) as draft,
     ):
         for number, (name, address) in enumerate(addresses.items(), 1):

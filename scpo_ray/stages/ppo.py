@@ -105,6 +105,7 @@ class Controller:
         """Overlap: responses to this step's prompts that were written while the last step trained."""
         self._generation: Generation | None = None
         self._seconds = dict.fromkeys(step_metrics.PHASES, 0.0)
+        self._num_restored, self._deaths_before = 0, len(crew.failures.seen)
         self._shown: list[dict[str, str]] = []
 
     def run(self) -> None:
@@ -277,6 +278,7 @@ class Controller:
             )
         )
         self.step, self.history, self.ahead, self._generation = 0, [], None, None
+        self._num_restored = 0
         self.kl = kl_controller(self.ppo)
         newest = self.checkpoints.newest()
         if newest is not None:
@@ -312,7 +314,8 @@ class Controller:
                     name=self.target.name,
                     note=step_metrics.progress_note(row),
                     community=", ".join(self.target.communities),
-                    measures=step_metrics.measures(self.history) | {"deaths_total": len(self.crew.failures.seen)},
+                    measures=step_metrics.measures(self.history[self._num_restored :])
+                    | {"deaths_total": len(self.crew.failures.seen) - self._deaths_before},
                 )
                 if self.step % self.ppo.checkpoint_every_steps == 0 and self.step < self.ppo.num_steps:
                     self.checkpoints.save(self.crew.learners, self.step, self._state())
@@ -334,6 +337,7 @@ class Controller:
 
     def _restore(self, state: dict) -> None:
         self.step, self.history = state["step"], list(state["history"])
+        self._num_restored = len(self.history)
         self.kl = replace(self.kl, coefficient=state["kl_coefficient"])
         ahead = json.loads(state["ahead"])
         if ahead is not None:

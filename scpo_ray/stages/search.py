@@ -21,6 +21,7 @@ from scpo_ray.reporting.tuning_page import TuningPage, render_tuning
 from scpo_ray.runtime import Bar, progress_bar
 from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import global_model_address
+from scpo_ray.stages.needs import reserved
 from scpo_ray.stages.select import majority_of
 from scpo_ray.stages.train import communities_to_train
 from scpo_ray.stages.trial import TrialInputs, TrialRun
@@ -145,6 +146,7 @@ class Search:
         Raises:
             TrainingError: no trial was finished.
         """
+        self._started = time.monotonic()
         inputs = self._inputs(queue)
         baselines = self._baselines(inputs, deadline)
         default = baselines[DEFAULT]
@@ -152,7 +154,7 @@ class Search:
             raise TrainingError(
                 f"tune.criterion maximin compares with the settings as configured, which failed: {default.error}"
             )
-        with progress_bar(self.config.tune.name, unit="trials", run=self.directory.absolute_address) as bar:
+        with progress_bar("tune", unit="trials", run=self.directory.absolute_address) as bar:
             self._show(bar)
             is_in_time = run_trials(
                 inputs,
@@ -171,9 +173,11 @@ class Search:
     def _show(self, bar: Bar) -> None:
         records = self.store.all()
         first = self.config.tune.objectives[0]
-        best = max((record.objectives[first] for record in records if first in record.objectives), default=math.nan)
+        found = [record.objectives[first] for record in records if record.state == "finished"]
+        best = max((value for value in found if math.isfinite(value)), default=None)
         failed = sum(record.state == "failed" for record in records)
-        bar.update(len(records), self.num_trials, measures={"best_objective": best, "trainings_failed": failed})
+        measures = {"trainings_failed": float(failed)} | ({} if best is None else {"best_objective": best})
+        bar.update(len(records), self.num_trials, name=self.config.tune.name, measures=measures)
 
     def _num_useful(self, trainings_per_trial: int) -> int:
         """Trials that keep all worker groups at work, and one that waits; more would be chosen knowing less."""
@@ -284,6 +288,7 @@ class Search:
             (draft.folder / "tune.html").write_text(self._page(outcome), encoding="utf-8")
             draft.statistics |= {"num_trials": len(outcome.records), "num_asked": num_asked}
             draft.statistics |= {"criterion": self.config.tune.criterion}
+            draft.statistics |= {"wall_time_s": round(time.monotonic() - self._started, 3)}
             draft.statistics |= {state: states[state] for state in get_args(State)}
 
     def _page(self, outcome: Outcome) -> str:
@@ -319,7 +324,7 @@ def _recipe(config: Config, directory: RunDirectory) -> Recipe:
     identity["evaluate.test_threshold"] = config.evaluate.test_threshold
     made = (recipes.prepared(config), recipes.scores(config, directory), recipes.global_model(config, directory))
     inputs = {recipe.name: recipes.checked(directory, recipe).content_hash for recipe in made}
-    return Recipe(f"tune/{config.tune.name}/result", "tune", identity, inputs, config.seed)
+    return Recipe(f"tune/{config.tune.name}/result", "tune", identity, inputs, config.seed, reserved(config, "tune"))
 
 
 def _check_objectives(objectives: Sequence[Objective], validation: Mapping[str, ValidationPairs]) -> None:

@@ -44,6 +44,16 @@ class Lesson:
     num_too_long: int
 
 
+@dataclass(frozen=True)
+class Taught:
+    """How it went."""
+
+    losses: list[float]
+    """Per step, nats per response token."""
+    seconds: float
+    """With those of earlier attempts, up to their checkpoints."""
+
+
 def run(config: Config) -> Manifest:
     """Write `start_policy`; what is already made is found on disk. An interrupted run goes on from its last checkpoint.
 
@@ -70,10 +80,9 @@ def run(config: Config) -> Manifest:
         progress_bar("sft", unit="steps", run=directory.absolute_address) as bar,
     ):
         learners = Learners(config.sft, lambda rank: placement.options("learner", rank), threads=threads)
-        start_time = time.monotonic()
         try:
-            losses = _teach(config, learners, lesson, address, checkpoints, bar)
-            _write(config, directory, recipe, learners, lesson, losses, time.monotonic() - start_time)
+            taught = _teach(config, learners, lesson, address, checkpoints, bar)
+            _write(config, directory, recipe, learners, lesson, taught)
         finally:
             learners.stop()
     checkpoints.remove()
@@ -144,8 +153,8 @@ def _start(config: Config, directory: RunDirectory) -> str:
 
 def _teach(
     config: Config, learners: Learners, lesson: Lesson, start: str, checkpoints: PolicyCheckpoints, bar: Bar
-) -> list[float]:
-    """All steps, from the last checkpoint; the losses, nats per response token."""
+) -> Taught:
+    """All steps, from the last checkpoint."""
     failures = Failures(config.sft.max_failures)
     while True:
         try:
@@ -158,13 +167,15 @@ def _teach(
 
 def _teach_from_checkpoint(
     config: Config, learners: Learners, lesson: Lesson, checkpoints: PolicyCheckpoints, bar: Bar
-) -> list[float]:
+) -> Taught:
     sft, number = config.sft, len(lesson.sequences.responses)
     num_steps = num_optimizer_steps(
         num_items=number, batch_size=sft.batch_size, epochs=sft.epochs, max_steps=sft.max_steps, max_overrides=False
     )
     newest = checkpoints.newest()
-    losses: list[float] = learners.restore(str(newest))["losses"] if newest is not None else []
+    state = learners.restore(str(newest)) if newest is not None else {}
+    losses: list[float] = list(state.get("losses", ()))
+    start = time.monotonic() - state.get("seconds", 0.0)
     sequences = ray.put(lesson.sequences)
     for rows in batches(
         number, batch_size=sft.batch_size, num_steps=num_steps, seed=config.seed, first_step=len(losses)
@@ -179,8 +190,8 @@ def _teach_from_checkpoint(
         losses.append(learners.imitate(sequences, rows, learning_rate=rate))
         bar.update(len(losses), num_steps, note=f"loss {losses[-1]:.3f}", measures={"loss": losses[-1]})
         if len(losses) % sft.checkpoint_every_steps == 0 and len(losses) < num_steps:
-            checkpoints.save(learners, len(losses), {"losses": losses})
-    return losses
+            checkpoints.save(learners, len(losses), {"losses": losses, "seconds": time.monotonic() - start})
+    return Taught(losses, time.monotonic() - start)
 
 
 def _write(
@@ -189,9 +200,9 @@ def _write(
     recipe: Recipe,
     learners: Learners,
     lesson: Lesson,
-    losses: list[float],
-    seconds: float,
+    taught: Taught,
 ) -> None:
+    losses = taught.losses
     facts = {
         "start": config.sft.policy or "from scratch",
         "data": list(config.prepare.datasets),
@@ -211,7 +222,7 @@ def _write(
         "num_responses": len(lesson.sequences.responses),
         "num_too_long": lesson.num_too_long,
         "num_steps": len(losses),
-        "wall_time_s": round(seconds, 3),
+        "wall_time_s": round(taught.seconds, 3),
         "num_tokens": int(
             sum(lesson.sequences.lengths) * len(losses) * config.sft.batch_size / len(lesson.sequences.responses)
         ),

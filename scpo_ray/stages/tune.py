@@ -22,7 +22,7 @@ from scpo_ray.stages import prepare, score, train_global
 from scpo_ray.stages.search import Outcome, Search, check_validation
 from scpo_ray.stages.train import communities_to_train
 from scpo_ray.stages.train_global import check_checkpoint_dir
-from scpo_ray.training.queue import TaskQueue
+from scpo_ray.training.queue import start_queue
 from scpo_ray.training.workers import check_resources, worker_groups
 from scpo_ray.tuning.objectives import METRICS
 from scpo_ray.tuning.records import TrialRecord
@@ -183,7 +183,7 @@ def _notes_folder(config: Config) -> Path:
 def _workers(config: Config, *, max_tasks: int) -> Iterator[ray.actor.ActorHandle]:
     """A queue with worker groups behind it, started once for all trials; they have their CPUs before the first begins."""
     num_groups = config.train.num_worker_groups
-    queue = TaskQueue.remote([], config.train.max_failures, num_groups=num_groups, is_open=True)
+    queue = start_queue([], config.train.max_failures, num_groups=num_groups, is_open=True)
     place = _notes_folder(config)
     with worker_groups(queue, config.train, num_groups=num_groups, max_tasks=max_tasks, place=place) as futures:
         for group, future in enumerate(futures):

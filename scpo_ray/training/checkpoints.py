@@ -34,9 +34,7 @@ class Checkpoints:
                 f"{checkpoint}: written by {ranks} workers, this run has {self._trainer.world_size}; use the same "
                 "num_workers or delete the folder"
             )
-        state = engines.load_checkpoint({"state": self._trainer.engine}, checkpoint)
-        for name, value in state.items():
-            setattr(self._trainer, name, value)
+        self._trainer.restore(engines.load_checkpoint({"state": self._trainer.engine}, checkpoint))
 
     def save(self, *, elapsed_s: float) -> None:
         """Write the checkpoint of this step, then drop older ones and weights that are no longer the best."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.distributed as dist
 
 from scpo_ray import model_files, models, telemetry
 from scpo_ray.artifacts import RunDirectory
@@ -68,28 +69,30 @@ def train(
     Raises:
         TrainingError: a loss is not finite, or it is not wanted any more (both on every rank).
     """
+    stacks = Stacks(stacks_folder(task), dist.get_rank(), limit_s=task.config.collective_timeout_s)
     try:
-        return _train(task, bases, device, contact)
+        with stacks.watching():
+            return _train(task, bases, device, stacks, contact)
     finally:
         gc.collect()  # an engine is part of cycles with its weights and optimiser: dozens would lie about before Python looks
 
 
-def _train(task: TrainingTask, bases: BaseModels, device: torch.device, contact: Contact) -> TrainingSummary | None:
+def _train(
+    task: TrainingTask, bases: BaseModels, device: torch.device, stacks: Stacks, contact: Contact
+) -> TrainingSummary | None:
     trainer = Trainer(task, bases.get(task.start, task.config.attention), device=device)
     try:
         checkpoints = Checkpoints(task, trainer)
         checkpoints.resume()
         _log(trainer, "training")
         try:
-            with Stacks(
-                stacks_folder(task), trainer.rank, limit_s=task.config.collective_timeout_s
-            ).watching() as stacks:
-                _train_steps(trainer, checkpoints, stacks, contact)
+            _train_steps(trainer, checkpoints, stacks, contact)
         finally:
             if task.watch is not None and trainer.rank == 0:
                 checkpoints.remove()  # a trial is never resumed, however it ended
         if task.watch is None:
-            return _write_artifact(trainer, checkpoints, bases)
+            with stacks.of_step():
+                return _write_artifact(trainer, checkpoints, bases)
         keeps_best = task.config.keep == "best" and trainer.best_step is not None
         return _summarize(trainer, trainer.best_step if keeps_best else trainer.step) if trainer.rank == 0 else None
     finally:
@@ -117,20 +120,20 @@ def _train_steps(trainer: Trainer, checkpoints: Checkpoints, stacks: Stacks, con
             break
         with stacks.of_step():
             trainer.train_step(batch, calls=notice.is_due())
-        contact.progress(trainer.report())
-        is_last = trainer.step == trainer.num_steps
-        is_validated = validates and (is_last or trainer.step % validate_every == 0)
-        if is_validated:
-            with stacks.of_step():
-                trainer.validate()
-        if watcher is None:
+            contact.progress(trainer.report())
+            is_last = trainer.step == trainer.num_steps
+            is_validated = validates and (is_last or trainer.step % validate_every == 0)
             if is_validated:
-                checkpoints.keep_if_best()
-        elif not _is_wanted(trainer, watcher, contact.observe, is_validated=is_validated):
-            raise TrainingError(f"{task.name}: stopped at step {trainer.step} of {trainer.num_steps}")
-        if notice.asks_for_checkpoint() or (trainer.step % config.checkpoint_every_steps == 0 and not is_last):
-            checkpoints.save(elapsed_s=time.monotonic() - start)
-            _log(trainer, "checkpoint saved")
+                trainer.validate()
+            if watcher is None:
+                if is_validated:
+                    checkpoints.keep_if_best()
+            elif not _is_wanted(trainer, watcher, contact.observe, is_validated=is_validated):
+                raise TrainingError(f"{task.name}: stopped at step {trainer.step} of {trainer.num_steps}")
+            if notice.asks_for_checkpoint() or (trainer.step % config.checkpoint_every_steps == 0 and not is_last):
+                checkpoints.save(elapsed_s=time.monotonic() - start)
+                notice.wait()
+                _log(trainer, "checkpoint saved")
     trainer.wall_time_s += time.monotonic() - start
 
 
@@ -143,7 +146,7 @@ class PreemptionNotice:
 
     def __init__(self, trainer: Trainer, is_preempted: Callable[[], bool] | None) -> None:
         self._trainer, self._is_preempted = trainer, is_preempted
-        self._asked = time.monotonic()
+        self.wait()
         self._is_noticed = False
 
     def is_due(self) -> bool:
@@ -155,11 +158,15 @@ class PreemptionNotice:
         """After a step: whether to save one now, beside those that are due."""
         if self._is_preempted is None or not self._trainer.is_called:
             return False
-        self._asked = time.monotonic()
+        self.wait()
         if not self._is_noticed and self._is_preempted():
             self._is_noticed = True
             _log(self._trainer, "preemption notice")
         return self._is_noticed
+
+    def wait(self) -> None:
+        """Begin to wait for the next call."""
+        self._asked = time.monotonic()
 
 
 def _log(trainer: Trainer, message: str) -> None:

@@ -1,9 +1,13 @@
 """The queue between those who want models trained and the worker groups that train them, longest first."""
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scpo_ray.training.task import Observation, StepReport, TrainingSummary, TrainingTask
 
@@ -40,6 +44,10 @@ NOTHING_YET = "nothing yet"
 """What `take` answers while tasks may still come."""
 
 
+_LONGEST_NOTICE_S = 300.0
+"""Between the notice that a node is to be taken away and the group's return on others."""
+
+
 @ray.remote(num_cpus=0)
 class TaskQueue:
     """Hands tasks to worker groups. A group that was restarted gets back the task it was working on.
@@ -58,8 +66,8 @@ class TaskQueue:
         self._unwanted: set[str] = set()
         self._of_workers: set[str] = set()
         """Tasks that failed because their workers did."""
-        self._expected: set[int] = set()
-        """Groups of which a node is about to be taken away: that they come back is no failure."""
+        self._expected: dict[int, float] = {}
+        """Groups of which a node is about to be taken away: that they come back is no failure, until a time."""
         self._max_failures, self._num_groups, self._is_open = max_failures, num_groups, is_open
         self._ended: str | None = None
         self._state = TaskState(len(tasks))
@@ -103,7 +111,7 @@ class TaskQueue:
 
     def expect_death(self, group: int) -> None:
         """One of the group's nodes is about to be taken away."""
-        self._expected.add(group)
+        self._expected[group] = time.monotonic() + _LONGEST_NOTICE_S
 
     def note_error(self, group: int, error: str) -> None:
         """What ended the group's workers last, for the message should they go on failing."""
@@ -115,8 +123,7 @@ class TaskQueue:
             self._unwanted.discard(self._leases.pop(group).name)
         if group in self._leases:
             task = self._leases[group]
-            if group in self._expected:
-                self._expected.discard(group)
+            if time.monotonic() < self._expected.pop(group, -math.inf):
                 return task
             count = self._interruptions[task.name] = self._interruptions.get(task.name, 0) + 1
             if count <= self._max_failures:
@@ -174,3 +181,10 @@ class TaskQueue:
         """A snapshot."""
         self._state.num_waiting, self._state.num_deaths = len(self._waiting), sum(self._interruptions.values())
         return self._state
+
+
+def start_queue(tasks: Sequence[TrainingTask], max_failures: int, *, num_groups: int = 1, is_open: bool = False) -> Any:
+    """A TaskQueue on this process' own node: it knows what nobody else does, and should not go with another node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = TaskQueue.options(scheduling_strategy=here)
+    return queue.remote(list(tasks), max_failures, num_groups=num_groups, is_open=is_open)

@@ -4,13 +4,13 @@ import contextlib
 import faulthandler
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from scpo_ray.artifacts import storage_errors
 from scpo_ray.training.task import TrainingTask, checkpoint_folder
 
 
 class Stacks:
-    """A file per rank, with the stacks of all its threads; no file where every step ended in time.
+    """A file per rank, with the stacks of all its threads; no file where every step ended in time, or none can be written.
 
     Args:
         limit_s: of a step. Collectives that wait as long raise, a moment later.
@@ -18,34 +18,41 @@ class Stacks:
 
     def __init__(self, folder: Path, rank: int, *, limit_s: float) -> None:
         self._path, self._limit_s = folder / f"rank_{rank}.txt", limit_s
+        self._file: IO[str] | None = None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator["Stacks"]:
         """Open while the block lasts."""
-        with storage_errors(str(self._path)):
+        with contextlib.suppress(OSError):  # of one rank alone: no reason to stop it, and leave the others waiting
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = self._path.open("a")
-        with file:
-            self._file = file
-            try:
-                yield self
-            finally:
-                if not self._path.stat().st_size:
-                    self._path.unlink()
-                    with contextlib.suppress(OSError):  # others' files are there
-                        self._path.parent.rmdir()
+            self._file = self._path.open("a")
+        try:
+            yield self
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._remove_empty()
 
     @contextlib.contextmanager
     def of_step(self) -> Iterator[None]:
         """Write the stacks if the block takes longer than the limit; it goes on all the same."""
-        faulthandler.dump_traceback_later(self._limit_s, file=self._file)
+        if self._file is not None:
+            faulthandler.dump_traceback_later(self._limit_s, file=self._file)
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
 
+    def _remove_empty(self) -> None:
+        with contextlib.suppress(OSError):  # the folder is gone, or other ranks' files are there
+            if not self._path.stat().st_size:
+                self._path.unlink()
+                self._path.parent.rmdir()
+
 
 def stacks_folder(task: TrainingTask) -> Path:
-    """Beside the checkpoints of the task."""
+    """In the run's logs; beside the checkpoints where the run directory is no disk."""
     folder = checkpoint_folder(task)
-    return folder.with_name(f"{folder.name}.stacks")
+    if "://" in task.run_address:
+        return folder.with_name(f"{folder.name}.stacks")
+    return Path(task.run_address, "logs", "stacks", folder.name)

@@ -83,7 +83,7 @@ class StepReport:
     margin: float
     """Mean reward of this step's chosen responses over the rejected ones."""
     num_pairs: int
-    """Seen so far, like the tokens; repetitions counted."""
+    """Seen since the training began or was resumed, like the tokens; repetitions counted."""
     num_tokens: int
     num_padded_tokens: int
 

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -66,6 +67,7 @@ class Trainer:
         """Of the last step."""
         self.is_called = False
         self.num_pairs = self.num_tokens = self.num_padded_tokens = 0
+        self._seen_before = self._seen()
         self.wall_time_s = 0.0
 
     def train_step(self, batch: Sequence[Item], *, calls: bool = False) -> float:
@@ -142,8 +144,17 @@ class Trainer:
 
     def report(self) -> StepReport:
         """Where it stands after a step."""
-        seen = (self.num_pairs, self.num_tokens, self.num_padded_tokens)
+        seen = (now - before for now, before in zip(self._seen(), self._seen_before, strict=True))
         return StepReport(self.step, self.num_steps, self.losses[-1], self.margin, *seen)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's `state`."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._seen_before = self._seen()
+
+    def _seen(self) -> tuple[int, int, int]:
+        return self.num_pairs, self.num_tokens, self.num_padded_tokens
 
     @property
     def best_step(self) -> int | None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from scpo_ray.artifacts import scratch_folder
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.errors import ScpoError, StorageError, TrainingError
-from scpo_ray.training.queue import NOTHING_YET, TaskQueue, TaskState
+from scpo_ray.training.queue import NOTHING_YET, TaskState, start_queue
 from scpo_ray.training.stacks import stacks_folder
 from scpo_ray.training.task import Observation, StepReport, TrainingTask, checkpoint_folder
 
@@ -41,7 +42,7 @@ def run_tasks(
     """
     num_groups = min(num_groups, len(tasks))
     check_resources(config, num_groups)
-    queue = TaskQueue.remote(list(tasks), config.max_failures, num_groups=num_groups)
+    queue = start_queue(tasks, config.max_failures, num_groups=num_groups)
     place = checkpoint_folder(tasks[0]).parent
     with worker_groups(queue, config, num_groups=num_groups, max_tasks=len(tasks), place=place) as futures:
         while not all(future.done() for future in futures):
@@ -113,6 +114,7 @@ def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *
         TorchTrainer,
     )
 
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(config.collective_timeout_s)  # its controller reads it
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {})
     return TorchTrainer(
         train_fn,
@@ -150,6 +152,7 @@ def train_fn(loop_config: dict) -> None:
     threads = config.threads_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers)
     torch.set_num_threads(threads)
     deepspeed.init_distributed(dist_backend="nccl" if config.use_gpu else "gloo")
+    _limit_collectives(config.collective_timeout_s)
     device = get_device()
     queue, group, is_first = loop_config["queue"], loop_config["group"], dist.get_rank() == 0
     bases = BaseModels()
@@ -172,6 +175,7 @@ def train_fn(loop_config: dict) -> None:
     while (task := _same_on_all_ranks(lambda: _next_task(queue, group, config.collective_timeout_s))) is not None:
         if task == NOTHING_YET:
             continue
+        since = time.time()
         try:
             summary = train(task, bases, device=device, contact=contact)
         except ScpoError as error:  # raised on every rank alike: about this task alone
@@ -179,7 +183,7 @@ def train_fn(loop_config: dict) -> None:
                 ray.get(queue.fail.remote(group, str(error), is_of_workers=isinstance(error, StorageError)))
         except Exception as error:
             if is_first:
-                ray.get(queue.note_error.remote(group, f"{first_line(error)}{_where_they_stood(task)}"))
+                ray.get(queue.note_error.remote(group, f"{first_line(error)}{_where_they_stood(task, since)}"))
             raise
         else:
             if is_first:
@@ -191,12 +195,23 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
 
 
-def _where_they_stood(task: TrainingTask) -> str:
-    """Where to read which rank hung, if one did."""
+def _limit_collectives(timeout_s: float) -> None:
+    """DeepSpeed computes in a clone of the group that Ray Train has made, and gives it torch's own limit."""
+    from deepspeed.utils import groups
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    _set_pg_timeout(timedelta(seconds=timeout_s), groups._clone_world_group())
+
+
+def _where_they_stood(task: TrainingTask, since: float) -> str:
+    """Where to read which rank hung, if one did.
+
+    Args:
+        since: when the task was taken, seconds since the epoch.
+    """
     folder = stacks_folder(task)
-    return (
-        f" (a step took too long; where each rank stood: {folder})" if folder.is_dir() and any(folder.iterdir()) else ""
-    )
+    written = [path for path in folder.glob("rank_*.txt") if path.stat().st_mtime >= since]
+    return f" (a step took too long; where each rank stood: {folder})" if written else ""
 
 
 def _next_task(queue, group: int, timeout_s: float) -> TrainingTask | str | None:

@@ -22,7 +22,7 @@ NODES = (NodeShape(name="head", num_cpus=2), NodeShape(name="second", num_cpus=2
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=lambda text: Path(text).resolve())
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--jobs", nargs="+", default=["pipeline", "tune", "ppo"])
     parser.add_argument("--faults", type=int, default=4)

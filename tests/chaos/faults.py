@@ -15,7 +15,6 @@ from pathlib import Path
 import httpx
 import psutil
 
-from scpo_ray import local_cluster
 from scpo_ray.local_cluster import end_node, processes_of, sessions, start_node
 from tests.clusters import Cluster
 
@@ -204,8 +203,8 @@ def _is_at_work(title: str) -> bool:
 class Finished:
     """What a run has finished: bytes that must not change any more."""
 
-    # Not what is in checkpoints/, which goes when a training is finished.
-    PATTERNS = ("*/manifest.json", "[!c]*/*/manifest.json", "tune/*/trials/*.json")
+    PATTERNS = ("*/manifest.json", "*/*/manifest.json", "tune/*/trials/*.json")
+    UNFINISHED = ("checkpoints", "policy_checkpoints")
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -226,9 +225,13 @@ class Finished:
         found = {}
         for pattern in self.PATTERNS:
             for path in self._run_dir.glob(pattern):
-                name, content = str(path.relative_to(self._run_dir)), path.read_bytes()
-                if "/." not in f"/{name}" and b'"interrupted"' not in content:  # such a trial is tried again
-                    found[name] = hashlib.sha256(content).hexdigest()
+                name = path.relative_to(self._run_dir)
+                if name.parts[0] in self.UNFINISHED or any(part.startswith(".") for part in name.parts):
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # it has just been removed
+                    content = path.read_bytes()
+                    if b'"interrupted"' not in content:  # such a trial is tried again
+                        found[str(name)] = hashlib.sha256(content).hexdigest()
         return found
 
 
@@ -255,11 +258,3 @@ def _reserved(cluster: Cluster) -> Iterator[str]:
     for group in answer.json()["data"]["result"]["result"]:
         if group["state"] != "REMOVED":
             yield f"placement group {group['placement_group_id']}: {group['state']}"
-
-
-def restart_head(cluster: Cluster) -> None:
-    """The whole cluster dies with it, at once, and comes again, knowing nothing."""
-    for node in reversed(cluster.config.nodes):
-        end_node(cluster.config, node.name, at_once=True)
-    local_cluster.down(cluster.config)
-    local_cluster.up(cluster.config, environment=cluster.environment)

@@ -89,7 +89,7 @@ def _steps(config: Config) -> Result:
     run = RunDirectory(config.run_dir)
     (name,) = (name for name in run.names("policies") if name.startswith(FIRST.lower()))
     rows = run.read_json(f"policies/{name}/metrics.json")["steps"]
-    return {f"step {row['step']}": {key: row[key] for key in MEASURES} for row in rows}
+    return {f"step {step}": {key: row[key] for key in MEASURES} for step, row in enumerate(rows)}
 
 
 MEASURES = ("reward", "kl", "length", f"utility of {FIRST}", "policy_loss", "critic_loss", "entropy")

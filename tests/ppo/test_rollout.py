@@ -145,7 +145,7 @@ def test_what_vllm_cannot_run_is_said_once(ray_cluster, engine_spec, tmp_path):
     folder = tmp_path / "narrow"
     made = policies.make(ModelConfig(hidden_size=32, num_heads=2), texts=WORDS, max_tokens=64, seed=3)
     policies.save(made, folder)
-    actor = ray_cluster.remote(RolloutEngine).options(num_cpus=0.1).remote(replace(engine_spec, folder=str(folder)))
+    actor = ray_cluster.remote(RolloutEngine).options(num_cpus=0.1).remote(replace(engine_spec, policy=str(folder)))
     with pytest.raises(ModelError, match=r"narrow: vLLM cannot run it here \(.*on CPUs heads must have 32 or more"):
         ray_cluster.get(actor.load.remote())
     ray_cluster.kill(actor)
