@@ -5,7 +5,7 @@ import pytest
 from scpo_ray.artifacts import Recipe
 from scpo_ray.config import FormatConfig, OptimizationConfig
 from scpo_ray.training.queue import NOTHING_YET, TaskQueue
-from scpo_ray.training.task import Observation, StartModel, TrainingSummary, TrainingTask
+from scpo_ray.training.task import Observation, StartModel, StepReport, TrainingSummary, TrainingTask
 
 Queue = TaskQueue.__ray_metadata__.modified_class  # the class under the actor
 
@@ -86,3 +86,25 @@ def test_without_groups_nothing_waits_for_ever(queue):
     queue.add([task("d")])
     for name in "bcd":
         assert queue.look([name])[name].failure == "gone too" and queue.look([name])[name].is_of_workers
+
+
+def test_a_death_that_was_announced_counts_as_no_failure_once():
+    queue = Queue([task("a")], max_failures=1)
+    assert queue.take(0).name == "a"
+    queue.expect_death(0)
+    assert queue.take(0).name == "a" and queue.state().num_deaths == 0
+    assert queue.take(0).name == "a" and queue.state().num_deaths == 1  # this one was not
+    assert queue.take(0) is None
+    assert "died 2 times" in queue.state().failed["a"]
+
+
+def test_state_says_how_many_wait_and_where_each_stands():
+    queue = Queue([task("a", size=2), task("b")], max_failures=1)
+    queue.take(0)
+    report = StepReport(3, 10, 0.5, 0.1, num_pairs=12, num_tokens=100, num_padded_tokens=110)
+    queue.advance(0, report)
+    assert (queue.state().num_waiting, queue.state().progress, queue.state().communities) == (
+        1,
+        {"a": report},
+        {"a": "Brevia"},
+    )
