@@ -5,24 +5,16 @@ submitted again, as its user would.
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scpo_ray.stages import pipeline, prepare, score, train_global, tune
-from tests.chaos.__main__ import NODES
 from tests.chaos.faults import KINDS, Schedule, disturb, left_over
 from tests.chaos.jobs import Job, pipeline_job, ppo_job, tune_job
-from tests.clusters import Cluster, cluster
+from tests.clusters import Cluster
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def two_nodes() -> Iterator[Cluster]:
-    with cluster(*NODES) as one:
-        yield one
 
 
 def survive(two_nodes: Cluster, job: Job, *, seed: int) -> None:

@@ -1,0 +1,91 @@
+"""A node that is taken away with notice, as a cloud does with spot machines: Ray is told that it drains, and then it is gone."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.cli import dump_yaml
+from scpo_ray.config import Config
+from scpo_ray.local_cluster import end_node, start_node
+from tests.chaos.faults import RAY, submitted
+from tests.clusters import Cluster
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.timeout(400)
+NUM_STEPS = 600
+
+
+def test_notice_brings_a_checkpoint_and_is_no_failure(two_nodes, tmp_path):
+    """One worker on each node; no checkpoint is due, and no failure is allowed."""
+    train = {
+        "num_workers": 2,
+        "cpus_per_worker": 2,
+        "max_steps": NUM_STEPS,
+        "max_steps_overrides_epochs": True,
+        "checkpoint_every_steps": 10 * NUM_STEPS,
+        "max_failures": 0,
+    }
+    config = Config(run_dir=str(tmp_path / "run"), **TINY | {"train_global": TINY["train_global"] | train})
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    for job in ("prepare", "train_global"):
+        with submitted(two_nodes, ["python", f"jobs/{job}.py", "--config", str(tmp_path / "config.yaml")]) as (
+            run,
+            output,
+        ):
+            if job == "train_global":
+                saved_at = notice(two_nodes, run, tmp_path / "run")
+            run.wait(300)
+            assert run.returncode == 0, output.read_text()
+    metrics = RunDirectory(config.run_dir).read_json("global_model/metrics.json")
+    assert 0 < saved_at < NUM_STEPS
+    assert metrics["num_steps"] == len(metrics["losses"]) == NUM_STEPS
+    assert not list((tmp_path / "run/checkpoints").glob("*/step_*"))
+
+
+def notice(two_nodes: Cluster, run: subprocess.Popen, run_dir: Path) -> int:
+    """Tell Ray once the training is on its way; take the node when a checkpoint is there; the checkpoint's step."""
+    second = two_nodes.config.nodes[-1].name
+    await_(run, lambda: "RayTrainWorker" in at_work())
+    time.sleep(8)  # into its steps
+    drain = ["drain-node", "--address", f"127.0.0.1:{two_nodes.config.port}", "--node-id", node_id(two_nodes)]
+    drain += [
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "spot",
+        "--deadline-remaining-seconds",
+        "60",
+    ]
+    subprocess.run([RAY, *drain], env=two_nodes.environment, check=True, capture_output=True, timeout=60)
+    await_(run, lambda: any(run_dir.glob("checkpoints/*/step_*")))
+    step = max(int(path.name.removeprefix("step_")) for path in run_dir.glob("checkpoints/*/step_*"))
+    end_node(two_nodes.config, second, at_once=True)
+    start_node(two_nodes.config, second, environment=two_nodes.environment)
+    return step
+
+
+def await_(run: subprocess.Popen, is_there) -> None:
+    end = time.monotonic() + 120
+    while not is_there():
+        assert run.poll() is None and time.monotonic() < end
+        time.sleep(0.2)
+
+
+def at_work() -> str:
+    return subprocess.run(["ps", "-eo", "args"], check=True, capture_output=True, text=True).stdout
+
+
+def node_id(two_nodes: Cluster) -> str:
+    """Of the second node."""
+    headers = {"Authorization": f"Bearer {two_nodes.environment['RAY_AUTH_TOKEN']}"}
+    answer = httpx.get(f"{two_nodes.address}/nodes?view=summary", headers=headers).raise_for_status()
+    (found,) = (
+        node["raylet"]["nodeId"]
+        for node in answer.json()["data"]["summary"]
+        if node["raylet"]["state"] == "ALIVE" and not node["raylet"]["isHeadNode"]
+    )
+    return found
