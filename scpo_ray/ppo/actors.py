@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from scpo_ray.errors import WorkerError
 
@@ -91,7 +91,9 @@ class Pool:
         while True:
             try:
                 return ray.get(call.result)
-            except RayActorError:
+            except (RayActorError, ObjectLostError) as error:
+                if isinstance(error, RayTaskError):  # what the actor wanted to read is lost, not what it answered
+                    raise
                 if self.actors[call.index] is call.actor:  # else another call has started a successor already
                     self._replace(call.index)
                 call = self.submit(call.index, call.method, *call.arguments)

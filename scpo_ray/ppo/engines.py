@@ -1,13 +1,16 @@
 """The rollout engines together: spread prompts, keep all on the same weights, bring a restarted one up to date."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import ObjectLostError
 
 from scpo_ray.ppo import sync
 from scpo_ray.ppo.actors import Call, Failures, Pool
+from scpo_ray.ppo.learners import LearnerDied
 from scpo_ray.ppo.placement import Placement
 from scpo_ray.ppo.records import Sample, SyncReport, WeightUpdate
 from scpo_ray.ppo.rollout import EngineSpec, RolloutEngine
@@ -49,9 +52,11 @@ class Engines:
 
         Raises:
             SynchronizationError: an engine does not hold what was published.
+            LearnerDied: what was published is gone with the learner, or its node.
         """
         self._update = update
-        reports: list[SyncReport] = self.pool.all("update" if update.chunks else "confirm", update)
+        with _weights_are_there():
+            reports: list[SyncReport] = self.pool.all("update" if update.chunks else "confirm", update)
         return max(self._check(index, report) for index, report in enumerate(reports))
 
     def submit(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Generation:
@@ -67,9 +72,15 @@ class Engines:
         return generation
 
     def collect(self, generation: Generation) -> list[Sample]:
-        """The responses, in the order of the prompts."""
+        """The responses, in the order of the prompts.
+
+        Raises:
+            LearnerDied: an engine started again, and the weights that it needs are gone with the learner.
+        """
         found: dict[int, Sample] = {}
-        for positions, samples in zip(generation.positions, self.pool.collect(generation.calls), strict=True):
+        with _weights_are_there():
+            written = self.pool.collect(generation.calls)
+        for positions, samples in zip(generation.positions, written, strict=True):
             found |= dict(zip(positions, samples, strict=True))
         return [found[place] for place in range(len(found))]
 
@@ -85,3 +96,12 @@ class Engines:
     def _check(self, index: int, report: SyncReport) -> float:
         assert self._update is not None
         return sync.check(self._update, report, engine=f"rollout engine {index}", tolerance=self._tolerance)
+
+
+@contextlib.contextmanager
+def _weights_are_there() -> Iterator[None]:
+    """Published weights live in the object store of the learner that published them: without it the learners publish again."""
+    try:
+        yield
+    except ObjectLostError as error:
+        raise LearnerDied(str(error).splitlines()[0]) from error

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from scpo_ray.artifacts import Recipe
 from scpo_ray.config import LearnerConfig
@@ -130,7 +130,7 @@ class Learners:
             done, waiting = ray.wait(waiting, num_returns=1)
             try:
                 ray.get(done)
-            except RayActorError as error:
+            except (RayActorError, ObjectLostError) as error:  # the rank, or its node with what it answered
                 raise LearnerDied(str(error).splitlines()[0]) from error
             except RayTaskError as error:
                 # A rank whose peer was killed may hear of it, as a broken connection, before Ray does.

@@ -41,9 +41,10 @@ class RolloutEngine:
         _set_environment(spec)
         self._spec = spec
         self._version: int | None = None
+        self._is_loaded = False
 
     def load(self) -> None:
-        """Start vLLM.
+        """Start vLLM, unless it runs: who replaces a dead engine loads its successor, and then repeats what was asked of it.
 
         Raises:
             ModelError: it cannot run the policy's architecture here.
@@ -52,6 +53,8 @@ class RolloutEngine:
         from vllm import LLM
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        if self._is_loaded:
+            return
         spec = self._spec
         folder = str(model_files.resolve(spec.policy))
         tied = getattr(AutoConfig.from_pretrained(folder), "tie_word_embeddings", False)
@@ -78,6 +81,8 @@ class RolloutEngine:
                 f"{spec.policy}: vLLM cannot run it here ({str(error).strip().splitlines()[0][:200]}); on CPUs heads must have "
                 "32 or more dimensions"
             ) from error
+
+        self._is_loaded = True
 
     def pid(self) -> int:
         """Of the actor's process."""

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scpo_ray.config.cluster import NodeShape
-from tests.chaos.faults import Outcome, Schedule, disturb, left_over
+from tests.chaos.faults import KINDS, Outcome, Schedule, disturb, left_over
 from tests.chaos.jobs import Job, Result, pipeline_job, ppo_job, tune_job
 from tests.clusters import Cluster, cluster
 
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("seeds", type=int, nargs="+")
     parser.add_argument("--jobs", nargs="+", default=["pipeline", "tune", "ppo"])
     parser.add_argument("--faults", type=int, default=4)
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     arguments = parser.parse_args()
     console, rows = Console(width=160), []
     with cluster(*NODES) as two_nodes:
@@ -34,7 +35,10 @@ def main() -> None:
             for seed in (None, *arguments.seeds):
                 job = copied(name, start, arguments.folder / f"{name}-{'undisturbed' if seed is None else seed}")
                 schedule = Schedule(
-                    seed or 0, num_faults=0 if seed is None else arguments.faults, calm_until=job.calm_until
+                    seed or 0,
+                    num_faults=0 if seed is None else arguments.faults,
+                    kinds=tuple(arguments.kinds),
+                    calm_until=job.calm_until,
                 )
                 outcome = disturb(two_nodes, job.command(), job.run_dir, schedule)
                 row = described(job, seed, outcome, left_over(two_nodes, job.command(), job.run_dir))
@@ -81,6 +85,7 @@ def described(job: Job, seed: int | None, outcome: Outcome, left: list[str]) -> 
         "submissions": outcome.submissions,
         "faults": dict(Counter(fault.kind for fault in outcome.faults)),
         "victims": [f"{fault.at_s:.0f} s: {fault.victim}" for fault in outcome.faults],
+        "ends": outcome.ends,
         "lost": outcome.lost,
         "left": left,
     }

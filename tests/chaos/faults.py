@@ -54,8 +54,8 @@ class Outcome:
     seconds: float = 0.0
     submissions: int = 0
     faults: list[Fault] = field(default_factory=list)
-    output: str = ""
-    """Of the last submission."""
+    ends: list[str] = field(default_factory=list)
+    """What each submission that failed said last."""
     lost: list[str] = field(default_factory=list)
     """Finished artifacts and records that changed or vanished afterwards."""
 
@@ -102,12 +102,20 @@ def disturb(cluster: Cluster, command: list[str], run_dir: Path, schedule: Sched
                     gap, kind, chance = next(draws, (float("inf"), "", random.Random()))
                     due = time.monotonic() + gap
                 time.sleep(0.1)
-            outcome.output = output.read_text()
+            printed = output.read_text()
         outcome.lost += finished.check()
         if job.returncode == 0:
             outcome.seconds = time.monotonic() - start
             return outcome
-        assert len(outcome.faults) > struck, f"{command} failed by itself:\n{outcome.output}"
+        assert len(outcome.faults) > struck, f"{command} failed by itself:\n{printed}"
+        outcome.ends.append(_last_words(printed))
+
+
+def _last_words(printed: str) -> str:
+    """The job's error, or the last line that is not Ray's about the job."""
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("scpo_ray: error") or "Error: " in line]
+    return (said or lines or [""])[-1][:300]
 
 
 @contextlib.contextmanager
@@ -162,11 +170,7 @@ def _victims(cluster: Cluster, kind: str, command: list[str]) -> Iterator[psutil
         return
     for process in _processes(cluster):
         title = _title(process)
-        if (
-            _is_at_work(title)
-            and not title.startswith("ray::JobSupervisor")
-            and _is_worker(title) == (kind == "worker")
-        ):
+        if _is_at_work(title) and "JobSupervisor" not in title and _is_worker(title) == (kind == "worker"):
             yield process
 
 
