@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from scpo_ray.artifacts import RunDirectory
 from scpo_ray.stages import pipeline, prepare, score, train_global, tune
-from tests.chaos.faults import KINDS, Schedule, disturb, left_over
+from tests.chaos.__main__ import described
+from tests.chaos.faults import Schedule, disturb, left_over
 from tests.chaos.jobs import Job, pipeline_job, ppo_job, tune_job
 from tests.clusters import Cluster
 
@@ -20,12 +22,14 @@ pytestmark = pytest.mark.timeout(900)
 def survive(two_nodes: Cluster, job: Job, *, seed: int) -> None:
     """Four faults, one of each kind, in an order of the seed's."""
     outcome = disturb(two_nodes, job.command(), job.run_dir, Schedule(seed, calm_until=job.calm_until))
+    print(described(job, seed, outcome, []))  # pytest -rP shows it
     assert outcome.lost == [], "what was finished stays as it was"
     assert left_over(two_nodes, job.command(), job.run_dir) == []
-    assert {fault.kind for fault in outcome.faults} <= set(KINDS)
-    assert len(outcome.faults) >= 2, "the job was over before it could be disturbed"
+    assert "driver" in {fault.kind for fault in outcome.faults}, "the job was over before it could be disturbed"
+    assert outcome.submissions >= 2
 
 
+@pytest.mark.slow
 def test_a_pipeline_bit_for_bit(two_nodes, ray_cluster, tmp_path):
     calm, disturbed = pipeline_job(tmp_path / "calm/run"), pipeline_job(tmp_path / "disturbed/run")
     pipeline.run(calm.config)
@@ -55,3 +59,4 @@ def test_a_policy_step_by_step(two_nodes, policy_run, tmp_path):
     assert found.keys() == expected.keys()
     for step, measures in expected.items():
         assert found[step] == pytest.approx(measures, abs=1e-5, rel=1e-4), step
+    assert RunDirectory(disturbed.config.run_dir).names("policy_checkpoints") == []
