@@ -8,6 +8,7 @@ name, community, rank) `ray.LoggingConfig` writes as JSON, with the job, node an
 import contextlib
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ LABELS = ("run", "stage", "name", "community")
 
 _PREFIX = "scpo_"
 _LOG_EVERY_S = 10.0
+_REPEAT_EVERY_S = 5.0
+"""An agent forgets a gauge that it has not been told again for 20 s (two of Ray's report intervals)."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ METRICS = {
 _log = logging.getLogger("scpo_ray")
 _log.addHandler(logging.NullHandler())  # where lines are not asked for, there are none on stderr either
 _instruments: dict[str, metrics.Gauge | metrics.Counter] = {}
+_last: dict[tuple[str, tuple[str, ...]], float] = {}
+"""(gauge, labels) -> value."""
+_lock = threading.Lock()
 
 
 class Stage:
@@ -147,6 +153,20 @@ def _record(metric: Metric, value: float, labels: dict[str, str]) -> None:
         _instruments[metric.name] = kind(_PREFIX + metric.name, description=metric.description, tag_keys=LABELS)
     instrument = _instruments[metric.name]
     if isinstance(instrument, metrics.Gauge):
+        with _lock:
+            if not _last:
+                threading.Thread(target=_repeat, name="scpo_ray metrics", daemon=True).start()
+            _last[metric.name, tuple(labels.values())] = value
         instrument.set(value, tags=labels)
     elif value:
         instrument.inc(value, tags=labels)
+
+
+def _repeat() -> None:
+    """Tell the agent every gauge again and again: what a stage said once, when it ended, stays as long as its process."""
+    while True:
+        time.sleep(_REPEAT_EVERY_S)
+        with _lock:
+            known = list(_last.items())
+        for (name, labels), value in known if ray.is_initialized() else ():
+            _instruments[name].set(value, tags=dict(zip(LABELS, labels, strict=True)))

@@ -16,7 +16,7 @@ from tests.chaos.faults import Schedule, disturb, left_over
 from tests.chaos.jobs import Job, pipeline_job, ppo_job, tune_job
 from tests.clusters import Cluster
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 
 def survive(two_nodes: Cluster, job: Job, *, seed: int) -> None:
@@ -29,7 +29,6 @@ def survive(two_nodes: Cluster, job: Job, *, seed: int) -> None:
     assert outcome.submissions >= 2
 
 
-@pytest.mark.slow
 def test_a_pipeline_bit_for_bit(two_nodes, ray_cluster, tmp_path):
     calm, disturbed = pipeline_job(tmp_path / "calm/run"), pipeline_job(tmp_path / "disturbed/run")
     pipeline.run(calm.config)

@@ -4,6 +4,9 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from scpo_ray import policies
 from scpo_ray.artifacts import RunDirectory
+from scpo_ray.cli import dump_yaml
 from scpo_ray.config import Config, LoraConfig
 from scpo_ray.errors import ModelError, SynchronizationError
 from scpo_ray.ppo.crew import Crew, at_work
@@ -342,3 +346,35 @@ def test_a_reward_model_that_gives_no_number_stops_the_run_with_the_response(
     with pytest.raises(ModelError, match=r"broken: reward nan for response '.+'; the checkpoint is damaged"):
         controller(config, plan, others, known_scales, "broken").run()
     pool.stop()
+
+
+def test_a_killed_controller_asks_the_next_prompts_that_it_would_have_asked(config, shown, tmp_path):
+    """-9 after the checkpoint of step 3: the rerun ends where the undisturbed run ended, step by step."""
+    for name in ("run", "score_cache"):
+        shutil.copytree(
+            Path(config.run_dir).parent / name, tmp_path / name, ignore=shutil.ignore_patterns("pol*", "logs")
+        )
+    again = config.model_copy(
+        update={
+            "run_dir": str(tmp_path / "run"),
+            "ppo": config.ppo.model_copy(update={"communities": (FIRST,)}),
+        }
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(again))
+    command = [sys.executable, "jobs/ppo.py", "--config", str(file)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    driver = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        while not list((tmp_path / "run/policy_checkpoints").glob("*/step_00000003")):
+            assert driver.poll() is None, "it ended before it could be killed"
+            time.sleep(0.2)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    assert RunDirectory(again.run_dir).names("policies") == []
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    _same(steps_of(again, folder_of(again, FIRST)), steps_of(config, folder_of(config, FIRST)))
+    assert RunDirectory(again.run_dir).names("policy_checkpoints") == []
+    assert f"policy {FIRST} gained" in done.stdout

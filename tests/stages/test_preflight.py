@@ -191,7 +191,7 @@ def test_a_policys_tokens_are_at_least_those_that_it_took(policy_run):
     """Every response is counted as long as it may be: true of untrained policies, less so later."""
     directory, ppo = RunDirectory(policy_run.run_dir), policy_run.ppo
     found = estimate(policy_run, directory, "ppo", LAPTOP)
-    names = directory.names("policies")
+    names = [name for name in directory.names("policies") if name.startswith(("brevia", "calder"))]  # others are tests'
     steps = [row for name in names for row in directory.read_json(f"policies/{name}/metrics.json")["steps"]]
     number = ppo.prompts_per_step * ppo.responses_per_prompt
     written = sum(row["length"] * number for row in steps)

@@ -5,6 +5,7 @@ import pytest
 
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.errors import ConfigError, DataError, ModelError
+from scpo_ray.model_files import resolve
 from scpo_ray.stages import prepare, recipes, sft
 from scpo_ray.stages.sft import batches, read_lesson
 from tests.stages.policy_runs import small_config
@@ -35,7 +36,7 @@ def test_a_lesson_is_what_the_majority_chose(prepared):
     """Chosen responses of training pairs, each once, none to a test prompt; with where to stop."""
     config = prepared()
     directory = RunDirectory(config.run_dir)
-    start = sft._start(config, directory)
+    start = resolve(sft._start(config, directory))
     lesson = read_lesson(config, directory, start)
     pairs = directory.read_table("prepared/pairs.parquet").to_pandas()
     pairs = pairs[(pairs.community == "Atlas") & (pairs.split == "train")]

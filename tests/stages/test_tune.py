@@ -1,7 +1,11 @@
 """Searches on real Ray Tune with real trainings of tiny models: what they find, what they repeat, and how they fail."""
 
+import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scpo_ray.artifacts import RunDirectory
-from scpo_ray.cli import load_config
+from scpo_ray.cli import dump_yaml, load_config
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, TrainingError
 from scpo_ray.stages import pipeline, prepare, score, train_global, tune
@@ -286,6 +290,32 @@ def test_what_lags_behind_is_stopped(config, stopping):
     }
     assert [record.objectives["retention"] for record in records[:3]] == [1.0] * 3
     assert (made.statistics["finished"], made.statistics["stopped"]) == (3, 1)
+
+
+def test_a_killed_driver_repeats_no_finished_trial(config, tmp_path):
+    """-9 when a third of the trials is there; the rerun makes the rest and leaves the first ones as they were."""
+    config = config(tune={"space": {TAU: {"choice": [0.6, 0.8, 0.9]}}, "num_trials": 3, "max_concurrent": 1})
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(config))
+    command = [sys.executable, "jobs/tune.py", "--config", str(file)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    driver = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    folder = Path(config.run_dir, "tune/search/trials")
+    try:
+        while not list(folder.glob("*.json")):
+            assert driver.poll() is None, "it ended before it could be killed"
+            time.sleep(0.2)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    before = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    assert 1 <= len(before) < 3
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    after = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    assert len(after) == 3
+    assert {name: after[name] for name in before} == before
+    assert "search: 3 trials" in done.stdout
 
 
 def test_each_community_by_itself(config, tmp_path):
