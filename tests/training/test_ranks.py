@@ -81,9 +81,12 @@ def test_training_lowers_the_loss(results):
 
 
 def test_bfloat16_follows_float32_closely_but_not_exactly(results):
+    """At the first step from equal weights; then the rounded updates move apart, how far depends on the CPU's instructions:
+    0.0205 after 7 steps where bfloat16 is emulated with AVX2."""
     exact, rounded = results["1 rank"][0].losses, results["1 rank, bfloat16"][0].losses
     assert exact != rounded
-    np.testing.assert_allclose(rounded, exact, atol=0.02)
+    assert rounded[0] == pytest.approx(exact[0], abs=2e-3)
+    np.testing.assert_allclose(rounded, exact, atol=0.03)
 
 
 def test_with_equal_weights_both_normalizations_are_the_same(results):
