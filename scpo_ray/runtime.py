@@ -42,7 +42,7 @@ def connect(log_format: Literal["text", "json"] = "text") -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING, **logs)
     else:
-        for name, value in _LAPTOP_ENVIRONMENT.items():
+        for name, value in LAPTOP_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **logs)
     context = ray.data.DataContext.get_current()
@@ -57,7 +57,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune announces its experiment on stdout, whatever its verbosity
 }
 
-_LAPTOP_ENVIRONMENT = {
+LAPTOP_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's own actors make the core worker warn on stderr in every stage
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts a laptop; saves a process per training job
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a job of seconds should not wait seconds for its end to be seen

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scpo_ray import local_cluster
+from scpo_ray import local_cluster, runtime
 from scpo_ray.config.cluster import LocalClusterConfig, NodeShape
 
 
@@ -28,7 +28,9 @@ def cluster(*nodes: NodeShape) -> Iterator[Cluster]:
     config = LocalClusterConfig(
         nodes=nodes, port=local_cluster.free_port(), dashboard_port=local_cluster.free_port(), folder=folder
     )
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # Not what `runtime.connect` has set here for a laptop: a cluster's processes would take it over.
+    left_out = {"RAY_ADDRESS", *runtime.LAPTOP_ENVIRONMENT}
+    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
     environment = inherited | {"RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_AUTH_MODE": "token"}
     address = local_cluster.up(config, environment=environment)
     try:

@@ -49,7 +49,7 @@ class Rollouts:
 
 def start_policy(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
     """At most: the communities' training responses, all of which may have been chosen."""
-    sft, shape = config.sft, _shape_to_teach(config, directory)
+    sft, shape = config.sft, _shape_to_teach(config)
     names = sft.communities or data.majority
     responses = sum(data.training_responses.get(name, 0) for name in names) * sft.epochs
     if sft.max_steps is not None:
@@ -129,15 +129,14 @@ def policy_shape(config: Config, directory: RunDirectory) -> TransformerShape:
     Raises:
         ModelError: the configured policy cannot be had.
     """
-    address = config.ppo.policy or config.sft.policy
-    if address is not None:
-        return shape_of(model_files.resolve(address))
+    if config.ppo.policy is not None:
+        return shape_of(model_files.resolve(config.ppo.policy))
     if directory.find(START_POLICY) is not None and directory.is_local:
         return shape_of(directory.fetch(START_POLICY))
-    return scratch_shape(config.sft.scratch, config.format.max_tokens)
+    return _shape_to_teach(config)
 
 
-def _shape_to_teach(config: Config, directory: RunDirectory) -> TransformerShape:
+def _shape_to_teach(config: Config) -> TransformerShape:
     """Of the start policy, before it is there."""
     if config.sft.policy is not None:
         return shape_of(model_files.resolve(config.sft.policy))

@@ -18,7 +18,6 @@ from tests.conftest import TINY
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.slow,
-    pytest.mark.xfail(reason="the training ended without a checkpoint: whether Ray's notice came is not known yet"),
 ]
 NUM_STEPS = 1000
 
