@@ -97,7 +97,7 @@ class Stage:
         Raises:
             KeyError: there is no such metric.
         """
-        labels = dict(zip(LABELS, (self.run, self.stage, name, community), strict=True))
+        labels = dict(zip(LABELS, map(_ascii, (self.run, self.stage, name, community)), strict=True))
         for key, value in values.items():
             metric = METRICS[key]
             if not math.isfinite(value) or not ray.is_initialized():
@@ -145,6 +145,11 @@ def stage(run: str, name: str) -> Iterator[Stage]:
 def logging_config() -> ray.LoggingConfig:
     """For `ray.init`: every process of the job writes JSON lines to its log."""
     return ray.LoggingConfig(encoding="JSON", log_level="INFO", additional_log_standard_attrs=["name"])
+
+
+def _ascii(label: str) -> str:
+    r"""Ray's agents take no other labels: Côte d'Ivoire is C\xf4te d'Ivoire."""
+    return label.encode("unicode_escape").decode("ascii")
 
 
 def _record(metric: Metric, value: float, labels: dict[str, str]) -> None:

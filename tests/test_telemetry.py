@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scpo_ray import telemetry
 from scpo_ray.artifacts import RunDirectory
+from scpo_ray.stages.train import load_trained
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -61,16 +62,23 @@ def test_prometheus_gets_what_the_manifests_say(ray_cluster, controlled_run):
     }
     for community, of_community in decided.items():
         wanted["kept_share", "select", "filter_weight", community] = of_community["kept_share"]["train"]
-    for place in directory.names("reward_models"):
-        metrics, community = directory.read_json(f"reward_models/{place}/metrics.json"), place.replace("-", " ").title()
-        wanted["loss", "train", metrics["task"], community] = metrics["losses"][-1]
-        wanted["tokens_total", "train", metrics["task"], community] = metrics["num_tokens"]
-        wanted["completed", "train", metrics["task"], community] = len(metrics["losses"])
+    for name, model in load_trained(controlled_run, directory).items():
+        metrics = directory.read_json(f"{model.name}/metrics.json")
+        wanted["loss", "train", str(name), name.community] = metrics["losses"][-1]
+        wanted["tokens_total", "train", str(name), name.community] = metrics["num_tokens"]
+        wanted["completed", "train", str(name), name.community] = len(metrics["losses"])
     found = eventually(ray_cluster, directory.absolute_address, wanted)
     assert {key: found.get(key) for key in wanted} == pytest.approx(wanted)
     margins = [value for (metric, stage, *_), value in found.items() if (metric, stage) == ("margin", "train")]
     assert len(set(margins)) > 3
-    assert {stage for (_, stage, *_) in found} == {"train_global", "score", "select", "train", "evaluate"}
+    stages = {stage for (_, stage, *_) in found}
+    assert stages - {"prepare"} == {
+        "train_global",
+        "score",
+        "select",
+        "train",
+        "evaluate",
+    }  # prepare may know no Ray yet
 
 
 def test_a_total_that_begins_again_goes_on_growing(ray_cluster):
@@ -82,6 +90,15 @@ def test_a_total_that_begins_again_goes_on_growing(ray_cluster):
     again.measure({"tokens_total": 25}, name="one")
     wanted = {("tokens_total", "train", "one", ""): 80.0}
     assert eventually(ray_cluster, "/begins/again", wanted) == wanted
+
+
+def test_communities_of_any_name_are_told_apart(ray_cluster):
+    told = telemetry.Stage("/日本", "select")
+    names = {"日本": r"\u65e5\u672c", "Côte d'Ivoire": r"C\xf4te d'Ivoire", r"C\xf4te d'Ivoire": r"C\\xf4te d'Ivoire"}
+    for share, name in enumerate(names):
+        told.measure({"kept_share": share}, community=name)
+    wanted = {("kept_share", "select", "", label): float(share) for share, label in enumerate(names.values())}
+    assert eventually(ray_cluster, r"/\u65e5\u672c", wanted) == wanted
 
 
 def test_an_unknown_metric_is_refused(ray_cluster):

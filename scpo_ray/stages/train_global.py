@@ -1,6 +1,7 @@
 """The global reward model: trained on the majority's pairs, or any checkpoint taken as it is."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from itertools import compress
 
 import pyarrow.compute as pc
 
@@ -21,36 +22,34 @@ from scpo_ray.training.workers import run_tasks
 def run(config: Config) -> Manifest:
     """Write `global_model`, and `other_ruler` where a control needs it. Returns the first's manifest.
 
-    What is already made is found on disk.
+    What is already made is found on disk; what is trained, one group of workers trains.
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.train_global.checkpoint_dir, "train_global")
-    if config.select.needs_other_ruler:
-        recipes.global_model(config, directory, other=True)  # refuses, before anything is trained, what cannot be had
-    manifest = _make(config, directory, other=False)
-    if config.select.needs_other_ruler:
-        _make(config, directory, other=True)
-    return manifest
+    rulers = (False, True) if config.select.needs_other_ruler else (False,)
+    wanted = [recipes.global_model(config, directory, other=other) for other in rulers]
+    missing = [recipe.is_made(directory, rebuild=config.rebuild) is None for recipe in wanted]
+    if config.train_global.epochs:
+        tasks = [plan(config, directory, other=other) for other in compress(rulers, missing)]
+        if tasks:
+            _train(tasks, config, directory)
+    elif missing[0]:
+        _take_as_it_is(config, directory, wanted[0])
+    return directory.require(wanted[0].name, job="train_global")
 
 
-def _make(config: Config, directory: RunDirectory, *, other: bool) -> Manifest:
-    recipe = recipes.global_model(config, directory, other=other)
-    made = recipe.is_made(directory, rebuild=config.rebuild)
-    if made is not None:
-        return made
-    if config.train_global.epochs == 0:
-        return _take_as_it_is(config, directory, recipe)
-    task = plan(config, directory, other=other)
+def _train(tasks: Sequence[TrainingTask], config: Config, directory: RunDirectory) -> None:
     connect(config.log_format)
     with progress_bar("train_global", unit="steps", run=directory.absolute_address) as bar:
-        state = run_tasks([task], config.train_global, on_progress=lambda state: show_progress(bar, state))
-    directory.remove(_INITIAL)
+        state = run_tasks(tasks, config.train_global, on_progress=lambda state: show_progress(bar, state))
+    for task in tasks:
+        directory.remove(_start_folder(task.recipe))
     for reason in state.failed.values():
         raise TrainingError(reason)
-    return directory.require(recipe.name, job="train_global")
 
 
-_INITIAL = "checkpoints/initial_model"
+def _start_folder(recipe: Recipe) -> str:
+    return f"checkpoints/initial_{recipe.name}"
 
 
 def plan(config: Config, directory: RunDirectory, *, other: bool = False) -> TrainingTask:
@@ -74,7 +73,7 @@ def plan(config: Config, directory: RunDirectory, *, other: bool = False) -> Tra
     return TrainingTask(
         recipe=recipe,
         run_address=directory.absolute_address,
-        start=_start_model(config, directory, seed=recipe.seed),
+        start=_start_model(config, directory, recipe),
         communities=tuple(communities),
         decisions=None,
         config=config.train_global,
@@ -120,19 +119,19 @@ def _communities(config: Config, directory: RunDirectory) -> list[str]:
     return list(config.train_global.communities)
 
 
-def _start_model(config: Config, directory: RunDirectory, *, seed: int) -> StartModel:
+def _start_model(config: Config, directory: RunDirectory, recipe: Recipe) -> StartModel:
     """A pretrained backbone with a head drawn from the seed if it has none, or a fresh model saved for the workers."""
     train = config.train_global
     if train.model is not None:
         models.check(model_files.resolve(train.model), may_lack_head=True, max_tokens=config.format.max_tokens)
-        return StartModel(model_files.for_workers(train.model), new_head_seed=seed)
+        return StartModel(model_files.for_workers(train.model), new_head_seed=recipe.seed)
     responses = directory.read_table("prepared/responses.parquet", columns=["context", "response"]).to_pylist()
     texts = (text for row in responses for text in (*(m["content"] for m in row["context"]), row["response"]))
-    made = models.make(train.scratch, texts=texts, max_tokens=config.format.max_tokens, seed=seed)
-    recipe = Recipe(_INITIAL, "train_global", {}, {}, config.seed)
-    with replace(recipe).making(directory) as draft:
+    made = models.make(train.scratch, texts=texts, max_tokens=config.format.max_tokens, seed=recipe.seed)
+    start = Recipe(_start_folder(recipe), "train_global", {}, {}, config.seed)
+    with start.making(directory) as draft:
         models.save(made.model, made.tokenizer, draft.folder)
-    return StartModel(directory.shared_address(_INITIAL))
+    return StartModel(directory.shared_address(start.name))
 
 
 def _take_as_it_is(config: Config, directory: RunDirectory, recipe: Recipe) -> Manifest:

@@ -8,6 +8,11 @@ from typing import IO
 
 from scpo_ray.training.task import TrainingTask, checkpoint_folder
 
+_ATTEMPTS = 3
+"""At a file whose empty folders another training may be removing."""
+_NUM_OWN_FOLDERS = 3
+"""`logs/stacks/DIGEST`."""
+
 
 class Stacks:
     """A file per rank, with the stacks of all its threads; no file where every step ended in time, or none can be written.
@@ -23,9 +28,11 @@ class Stacks:
     @contextlib.contextmanager
     def watching(self) -> Iterator["Stacks"]:
         """Open while the block lasts."""
-        with contextlib.suppress(OSError):  # of one rank alone: no reason to stop it, and leave the others waiting
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a")
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(OSError):  # of one rank alone: no reason to stop it, and leave the others waiting
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("a")
+                break
         try:
             yield self
         finally:
@@ -44,15 +51,16 @@ class Stacks:
             faulthandler.cancel_dump_traceback_later()
 
     def _remove_empty(self) -> None:
-        with contextlib.suppress(OSError):  # the folder is gone, or other ranks' files are there
+        with contextlib.suppress(OSError):  # a folder is gone, or others' files are there
             if not self._path.stat().st_size:
                 self._path.unlink()
-                self._path.parent.rmdir()
+                for folder in self._path.parents[:_NUM_OWN_FOLDERS]:
+                    folder.rmdir()
 
 
 def stacks_folder(task: TrainingTask) -> Path:
     """In the run's logs; beside the checkpoints where the run directory is no disk."""
     folder = checkpoint_folder(task)
     if "://" in task.run_address:
-        return folder.with_name(f"{folder.name}.stacks")
+        return folder.with_name("logs") / "stacks" / folder.name
     return Path(task.run_address, "logs", "stacks", folder.name)

@@ -5,6 +5,8 @@ import pytest
 
 from benchmarks.planted_worlds import World, make_worlds, mean_truth
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
 
 @pytest.fixture(scope="module")
 def worlds(ray_cluster, tmp_path_factory) -> list[World]:
