@@ -4,12 +4,19 @@ import contextlib
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from scpo_ray import local_cluster, runtime
 from scpo_ray.config.cluster import LocalClusterConfig, NodeShape
+
+ROOT = Path(__file__).parents[1]
+RAY = Path(sys.executable).with_name("ray")
+JOB_S = 400
 
 
 @dataclass(frozen=True)
@@ -38,3 +45,16 @@ def cluster(*nodes: NodeShape) -> Iterator[Cluster]:
     finally:
         local_cluster.down(config)
         shutil.rmtree(folder)
+
+
+def submit(cluster: Cluster, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    """As the README says; waits until the job has ended."""
+    return subprocess.run(
+        [RAY, "job", "submit", "--working-dir", ".", "--", *entrypoint],
+        cwd=ROOT,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=JOB_S,
+        check=False,
+    )

@@ -112,6 +112,10 @@ class OptimizationConfig(Section):
     num_workers: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Ranks of one worker group."""
 
+    min_workers: int | None = Field(default=None, ge=1, json_schema_extra=NOT_IDENTITY)
+    """With how few ranks a training goes on while nodes are missing, from its last checkpoint; with num_workers again once
+    they are back. Unset: it waits for num_workers. The ranks' sums are then rounded otherwise. ZeRO stage 0 only."""
+
     zero_stage: Literal[0, 1, 2, 3] = Field(default=0, json_schema_extra=NOT_IDENTITY)
     """DeepSpeed ZeRO stage."""
 
@@ -140,6 +144,24 @@ class OptimizationConfig(Section):
         if self.max_steps_overrides_epochs and self.max_steps is None:
             raise ValueError("max_steps_overrides_epochs is true, but max_steps is unset; set it")
         return self
+
+    @model_validator(mode="after")
+    def _can_do_with_fewer(self) -> "OptimizationConfig":
+        if self.min_workers is None:
+            return self
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}; lower it")
+        if self.min_workers < self.num_workers and self.zero_stage > 0:
+            raise ValueError(
+                f"min_workers {self.min_workers}: checkpoints of ZeRO stage {self.zero_stage} are read by as many ranks as "
+                "wrote them; set zero_stage to 0, or leave min_workers unset"
+            )
+        return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """What a group must have to train at all."""
+        return self.min_workers or self.num_workers
 
 
 class TrainGlobalConfig(OptimizationConfig):

@@ -65,7 +65,7 @@ def _scorers(config: Config) -> Needs:
 def _workers(section: str, *, grouped: bool) -> Callable[[Config], Needs]:
     def needs(config: Config) -> Needs:
         settings: OptimizationConfig = config.train if section == "train" else config.train_global
-        number = settings.num_workers * (config.train.num_worker_groups if grouped else 1)
+        number = settings.fewest_workers * (config.train.num_worker_groups if grouped else 1)
         each = {"CPU": settings.cpus_per_worker, "GPU": float(settings.use_gpu)}
         names = [f"{section}.num_workers", f"{section}.cpus_per_worker"]
         names += [f"{section}.num_worker_groups"] if grouped else []

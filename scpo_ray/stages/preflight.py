@@ -14,12 +14,12 @@ from scpo_ray.artifacts import RunDirectory, storage_errors
 from scpo_ray.capacity import Capacity, capacity
 from scpo_ray.config import Config
 from scpo_ray.core.placement import reason_unplaceable
-from scpo_ray.errors import ArtifactError, ConfigError, TrainingError
+from scpo_ray.errors import ArtifactError, ConfigError
 from scpo_ray.runtime import console, make_console
 from scpo_ray.stages import recipes
 from scpo_ray.stages.needs import JOBS, needs_of
 from scpo_ray.stages.train import model_names
-from scpo_ray.training.task import checkpoints_of, ranks_of
+from scpo_ray.training.task import checkpoints_of, refuse_other_ranks
 
 
 def passed(config: Config, job: str) -> bool:
@@ -160,21 +160,7 @@ def check_checkpoints(config: Config, directory: RunDirectory, stages: tuple[str
             folder = checkpoints_of(
                 recipe, "checkpoints", run_address=directory.absolute_address, place=settings.checkpoint_dir
             )
-            refuse_other_ranks(folder, settings.num_workers, f"{stage}.num_workers")
-
-
-def refuse_other_ranks(folder: Path, num_ranks: int, setting: str) -> None:
-    """Of the newest checkpoint in a folder.
-
-    Raises:
-        TrainingError: another number of ranks wrote it.
-    """
-    found = ranks_of(folder)
-    if found is not None and found[1] != num_ranks:
-        raise TrainingError(
-            f"{found[0]}: written by {found[1]} workers, {setting} is {num_ranks}, and a ZeRO checkpoint is read by as many as "
-            f"wrote it; set {setting} to {found[1]}, or delete the folder to begin again"
-        )
+            refuse_other_ranks(folder, settings.num_workers, f"{stage}.num_workers", zero_stage=settings.zero_stage)
 
 
 def _reward_models(config: Config, directory: RunDirectory) -> list[recipes.Recipe]:

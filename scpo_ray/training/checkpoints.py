@@ -6,9 +6,8 @@ import shutil
 import torch
 
 from scpo_ray.artifacts import storage_errors
-from scpo_ray.errors import TrainingError
 from scpo_ray.training import engine as engines
-from scpo_ray.training.task import TrainingTask, checkpoint_folder, ranks_of
+from scpo_ray.training.task import TrainingTask, checkpoint_folder, ranks_of, refuse_other_ranks
 from scpo_ray.training.trainer import Trainer
 
 
@@ -23,18 +22,14 @@ class Checkpoints:
         """Continue from the newest checkpoint, if there is one.
 
         Raises:
-            TrainingError: it was written by another number of workers.
+            TrainingError: it was written by another number of workers, with a ZeRO stage that needs the same.
         """
         found = ranks_of(self._folder)
         if found is None:
             return
-        checkpoint, ranks = found
-        if ranks != self._trainer.world_size:
-            raise TrainingError(
-                f"{checkpoint}: written by {ranks} workers, this run has {self._trainer.world_size}; use the same "
-                "num_workers or delete the folder"
-            )
-        self._trainer.restore(engines.load_checkpoint({"state": self._trainer.engine}, checkpoint))
+        trainer = self._trainer
+        refuse_other_ranks(self._folder, trainer.world_size, "num_workers", zero_stage=trainer.config.zero_stage)
+        trainer.restore(engines.load_checkpoint({"state": trainer.engine}, found[0]))
 
     def save(self, *, elapsed_s: float) -> None:
         """Write the checkpoint of this step, then drop older ones and weights that are no longer the best."""

@@ -207,11 +207,17 @@ class _PatientWriter(TorchCheckpointEngine):
 
 
 def load_checkpoint(engines: Mapping[str, DeepSpeedEngine], folder: Path) -> dict:
-    """Restore weights, optimisers and random numbers; return the state that was saved with them."""
+    """Restore weights, optimisers and random numbers; return the state that was saved with them.
+
+    A rank beyond those that wrote goes on with its own random numbers.
+    """
     for name, engine in engines.items():
         engine.load_checkpoint(str(folder), tag=name, load_module_strict=False)
-    state = torch.load(folder / f"rank_{dist.get_rank()}.pt", weights_only=True)
-    torch.set_rng_state(state.pop("rng"))
+    own, first = (folder / f"rank_{rank}.pt" for rank in (dist.get_rank(), 0))
+    state = torch.load(own if own.exists() else first, weights_only=True)
+    random_numbers = state.pop("rng")
+    if own.exists():
+        torch.set_rng_state(random_numbers)
     return state
 
 

@@ -66,6 +66,8 @@ class TaskQueue:
         self._unwanted: set[str] = set()
         self._of_workers: set[str] = set()
         """Tasks that failed because their workers did."""
+        self._sizes: dict[int, int] = {}
+        """Of groups, in ranks, when they asked last."""
         self._expected: dict[int, float] = {}
         """Groups of which a node is about to be taken away: that they come back is no failure, until a time."""
         self._max_failures, self._num_groups, self._is_open = max_failures, num_groups, is_open
@@ -117,13 +119,19 @@ class TaskQueue:
         """What ended the group's workers last, for the message should they go on failing."""
         self._errors[self._leases[group].name] = error
 
-    def take(self, group: int) -> TrainingTask | str | None:
-        """The group's unfinished task, else the first that waits; `NOTHING_YET` while the queue is open, else None."""
+    def take(self, group: int, size: int) -> TrainingTask | str | None:
+        """The group's unfinished task, else the first that waits; `NOTHING_YET` while the queue is open, else None.
+
+        Args:
+            size: the group's number of ranks. One that comes back with more was not killed, but ended to grow.
+        """
+        has_grown = size > self._sizes.get(group, size)
+        self._sizes[group] = size
         if group in self._leases and self._leases[group].name in self._unwanted:
             self._unwanted.discard(self._leases.pop(group).name)
         if group in self._leases:
             task = self._leases[group]
-            if time.monotonic() < self._expected.pop(group, -math.inf):
+            if time.monotonic() < self._expected.pop(group, -math.inf) or has_grown:
                 return task
             count = self._interruptions[task.name] = self._interruptions.get(task.name, 0) + 1
             if count <= self._max_failures:

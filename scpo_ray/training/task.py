@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scpo_ray.artifacts import Recipe, content_hash_of
 from scpo_ray.config import FormatConfig, OptimizationConfig
+from scpo_ray.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,20 @@ def ranks_of(folder: Path) -> tuple[Path, int] | None:
     """The newest checkpoint of an unfinished training, and how many ranks wrote it; None where there is none."""
     found = sorted(folder.glob("step_*")) if folder.is_dir() else []
     return (found[-1], len(list(found[-1].glob("rank_*.pt")))) if found else None
+
+
+def refuse_other_ranks(folder: Path, num_ranks: int, setting: str, *, zero_stage: int) -> None:
+    """Of the newest checkpoint in a folder: every rank of ZeRO stage 0 holds all of it, of the others a part.
+
+    Raises:
+        TrainingError: another number of ranks wrote it.
+    """
+    found = ranks_of(folder)
+    if found is not None and found[1] != num_ranks and zero_stage > 0:
+        raise TrainingError(
+            f"{found[0]}: written by {found[1]} workers, {setting} is {num_ranks}, and a checkpoint of ZeRO stage "
+            f"{zero_stage} is read by as many as wrote it; set {setting} to {found[1]}, or delete the folder to begin again"
+        )
 
 
 def checkpoints_of(recipe: Recipe, folder: str, *, run_address: str, place: str | None) -> Path:

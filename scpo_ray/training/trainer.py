@@ -52,13 +52,17 @@ class Trainer:
             model, dropout=self.config.dropout, gradient_checkpointing=self.config.gradient_checkpointing
         )
         models.keep_head_float32(model)
+        # With fewer ranks than configured, each takes more parts: they grow no larger than its memory was meant for.
+        self.accumulation_steps = (
+            max(1, math.ceil(self.config.num_workers / self.world_size)) * self.config.accumulation_steps
+        )
         self.engine = engines.make_engine(
             model,
             self.config,
             world_size=self.world_size,
             device=device,
             learning_rate=self.config.learning_rate,
-            accumulation_steps=self.config.accumulation_steps,
+            accumulation_steps=self.accumulation_steps,
         )
         self.step = 0
         self.losses: list[float] = []
@@ -89,7 +93,7 @@ class Trainer:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         normalizer, num_pairs = normalizers(batch, self.config)
-        parts = self.data.split(batch, num_parts=self.world_size * self.config.accumulation_steps)
+        parts = self.data.split(batch, num_parts=self.world_size * self.accumulation_steps)
         totals = torch.tensor([0, 0, 0, 0, calls], dtype=torch.float64)  # loss, tokens, padded tokens, margins, calls
         for part in parts[self.rank :: self.world_size]:
             if part:
@@ -102,7 +106,7 @@ class Trainer:
             else:
                 loss = placeholder_loss(self.engine, self.data, self.formatter, self.config)
             # DeepSpeed averages over ranks and accumulation steps; the parts are to be summed.
-            self.engine.backward(loss * (self.world_size * self.config.accumulation_steps))
+            self.engine.backward(loss * (self.world_size * self.accumulation_steps))
             self.engine.step()
         total = self._sum_over_ranks(totals)
         self.step += 1

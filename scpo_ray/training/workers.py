@@ -97,7 +97,7 @@ def check_resources(config: OptimizationConfig, num_groups: int) -> None:
         TrainingError: more CPUs or GPUs are asked for than the cluster has.
     """
     has = ray.cluster_resources()
-    num_workers = config.num_workers * num_groups
+    num_workers = config.fewest_workers * num_groups
     wanted = {"CPU": config.cpus_per_worker * num_workers, "GPU": float(num_workers) if config.use_gpu else 0.0}
     for resource, amount in wanted.items():
         if amount > has.get(resource, 0.0):
@@ -121,7 +121,7 @@ def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *
         torch_config=TorchConfig(timeout_s=math.ceil(config.collective_timeout_s)),
         train_loop_config={"queue": queue, "group": group, "config": config},
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
+            num_workers=_group_size(config), use_gpu=config.use_gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=f"group_{group}",
@@ -132,6 +132,11 @@ def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *
             ),
         ),
     )
+
+
+def _group_size(config: OptimizationConfig) -> int | tuple[int, int]:
+    fewest, most = config.fewest_workers, config.num_workers
+    return most if fewest == most else (fewest, most)
 
 
 def train_fn(loop_config: dict) -> None:
@@ -216,8 +221,12 @@ def _where_they_stood(task: TrainingTask, since: float) -> str:
 
 def _next_task(queue, group: int, timeout_s: float) -> TrainingTask | str | None:
     """Wait a while for a task; not for ever, since the other ranks wait in a collective that has a time limit."""
+    import torch.distributed as dist
+
     until = time.monotonic() + min(_LONGEST_WAIT_S, timeout_s / 2)
-    while (task := ray.get(queue.take.remote(group))) == NOTHING_YET and time.monotonic() < until:
+    while (
+        task := ray.get(queue.take.remote(group, dist.get_world_size()))
+    ) == NOTHING_YET and time.monotonic() < until:
         time.sleep(_IDLE_S)
     return task
 

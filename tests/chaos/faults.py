@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,10 +15,8 @@ import httpx
 import psutil
 
 from scpo_ray.local_cluster import end_node, processes_of, sessions, start_node
-from tests.clusters import Cluster
+from tests.clusters import RAY, ROOT, Cluster
 
-ROOT = Path(__file__).parents[2]
-RAY = Path(sys.executable).with_name("ray")
 KINDS = ("worker", "actor", "driver", "node")
 WORKERS = ("RayTrainWorker", "MapWorker")
 """Actors that Ray makes of a stage's functions; all others are actors of their own kind."""

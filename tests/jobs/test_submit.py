@@ -7,12 +7,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import boto3
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 
 from scpo_ray import local_cluster
 from scpo_ray.artifacts import RunDirectory
@@ -21,50 +19,14 @@ from scpo_ray.config import Config
 from scpo_ray.config.cluster import NodeShape
 from scpo_ray.errors import ArtifactError, StorageError
 from scpo_ray.stages import pipeline, preflight
-from tests.clusters import Cluster, cluster
+from tests.clusters import JOB_S, RAY, ROOT, Cluster, cluster, submit
 from tests.conftest import TINY
-
-ROOT = Path(__file__).parents[2]
-RAY = Path(sys.executable).with_name("ray")
-JOB_S = 400
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A bucket; its endpoint and keys are in the environment, as on a cluster."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name, value in {
-            "ACCESS_KEY_ID": "tests",
-            "SECRET_ACCESS_KEY": "tests",
-            "DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(f"AWS_{name}", value)
-        boto3.client("s3").create_bucket(Bucket="runs")
-        yield "s3://runs"
-    server.stop()
 
 
 @pytest.fixture(scope="module")
 def two_nodes(s3) -> Iterator[Cluster]:
     with cluster(NodeShape(name="head", num_cpus=1), NodeShape(name="second", num_cpus=1)) as one:
         yield one
-
-
-def submit(two_nodes: Cluster, *entrypoint: str) -> subprocess.CompletedProcess[str]:
-    """As the README says."""
-    return subprocess.run(
-        [RAY, "job", "submit", "--working-dir", ".", "--", *entrypoint],
-        cwd=ROOT,
-        env=two_nodes.environment,
-        capture_output=True,
-        text=True,
-        timeout=JOB_S,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

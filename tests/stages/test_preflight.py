@@ -169,8 +169,9 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused(prepared):
         match=r"step_00000004: written by 2 workers, train_global.num_workers is 1, .*; set train_global.num_workers to 2, or "
         r"delete the folder",
     ):
-        preflight.check_checkpoints(prepared, directory, JOBS["pipeline"])
-    two = prepared.with_settings({"train_global.num_workers": 2})
+        preflight.check_checkpoints(prepared.with_settings({"train_global.zero_stage": 2}), directory, JOBS["pipeline"])
+    preflight.check_checkpoints(prepared, directory, JOBS["pipeline"])  # stage 0: every rank holds everything
+    two = prepared.with_settings({"train_global.num_workers": 2, "train_global.zero_stage": 2})
     preflight.check_checkpoints(two, directory, JOBS["pipeline"])
 
 
@@ -264,7 +265,10 @@ def test_so_does_that_of_a_mismatched_manifest_and_of_another_number_of_workers(
     before = sorted(Path(prepared.run_dir).rglob("*"))
     for options, message in (
         (["--seed", "1"], "prepared: made with seed = 0, this config has 1"),
-        (["--train_global.num_workers", "2"], "step_00000004: written by 1 workers, train_global.num_workers is 2"),
+        (
+            ["--train_global.num_workers", "2", "--train_global.zero_stage", "1"],
+            "step_00000004: written by 1 workers, train_global.num_workers is 2",
+        ),
     ):
         start = time.monotonic()
         done = run_job("pipeline", "--config", str(file), *options)

@@ -35,6 +35,7 @@ def results(ray_cluster, base_task, request):
         task("1 rank, 3 accumulation steps", accumulation_steps=3),
         task("1 rank, bfloat16", precision="bfloat16"),
         task("1 rank, weights normalization", normalization="weights"),
+        task("1 rank where 2 are meant", num_workers=2),
     ]
     two = [
         task(f"2 ranks, ZeRO {stage}", zero_stage=stage, num_workers=2, threads_per_worker=1) for stage in (0, 1, 2, 3)
@@ -54,6 +55,7 @@ def results(ray_cluster, base_task, request):
 
 OTHERS = [
     "1 rank, 3 accumulation steps",
+    "1 rank where 2 are meant",
     "2 ranks, ZeRO 0",
     "2 ranks, ZeRO 1",
     "2 ranks, ZeRO 2",

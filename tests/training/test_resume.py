@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -35,8 +36,6 @@ def metrics_of(task) -> dict:
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster, base_task):
-    from dataclasses import replace
-
     from scpo_ray.artifacts import Recipe
 
     task = replace(
@@ -113,7 +112,6 @@ def test_a_group_that_keeps_dying_fails_its_task_and_the_others_finish(ray_clust
     doomed = make_task("doomed", **SETTINGS, max_failures=1)
     healthy = make_task("healthy", max_steps=3)
     sizes = {"doomed": 2, "healthy": 1}
-    from dataclasses import replace
 
     tasks = [replace(task, size=sizes[task.name]) for task in (doomed, healthy)]
 
@@ -209,8 +207,31 @@ def test_an_interrupted_driver_stops_at_once_and_says_how_to_go_on(make_task, tm
     assert list(checkpoint_folder(task).glob("step_*"))
 
 
-def test_a_checkpoint_of_another_world_size_is_refused(ray_cluster, make_task):
-    task = make_task("two then one", max_steps=6)
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_others_go_on_with_what_so_many_ranks_began(undisturbed, make_task, first, then):
+    """The same batches in other parts: equal but for the order of sums."""
+    began = make_task(f"{first} then {then}", **SETTINGS, num_workers=first, max_failures=0)
+
+    def kill_all(state) -> None:
+        if began.name in state.progress and state.progress[began.name].step >= 15:
+            for worker in training_workers():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()
+
+    assert began.name in run_tasks([began], began.config, on_progress=kill_all).failed
+    goes_on = replace(began, config=began.config.model_copy(update={"num_workers": then}))
+    steps: list[int] = []
+    state = run_tasks(
+        [goes_on], goes_on.config, on_progress=lambda state: steps.extend(r.step for r in state.progress.values())
+    )
+    assert state.failed == {} and min(steps) > 10
+    assert metrics_of(goes_on)["losses"] == pytest.approx(metrics_of(undisturbed)["losses"], rel=1e-3)
+    for name, tensor in weights_of(undisturbed).items():
+        torch.testing.assert_close(weights_of(goes_on)[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_zero_checkpoint_of_another_world_size_is_refused(ray_cluster, make_task):
+    task = make_task("two then one", max_steps=6, zero_stage=1)
     folder = checkpoint_folder(task) / "step_00000002"
     folder.mkdir(parents=True)
     for rank in range(2):
@@ -218,4 +239,4 @@ def test_a_checkpoint_of_another_world_size_is_refused(ray_cluster, make_task):
 
     state = run_tasks([task], task.config)
 
-    assert "written by 2 workers, this run has 1; use the same num_workers" in state.failed[task.name]
+    assert "written by 2 workers, num_workers is 1, and a checkpoint of ZeRO stage 1" in state.failed[task.name]
