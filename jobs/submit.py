@@ -18,9 +18,9 @@ def main() -> None:
     parser.add_argument("jobs", nargs="+", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
     parser.add_argument("--address", help="of the job server; RAY_API_SERVER_ADDRESS when unset")
     parser.add_argument(
-        "--entrypoint-num-cpus",
+        "--entrypoint-memory-gib",
         type=float,
-        default=0.1,
+        default=1.0,
         help="reserved for each job's own process, which with "
         "any may run on every node; 0 keeps it on the head (default: %(default)s)",
     )
@@ -29,7 +29,7 @@ def main() -> None:
     from scpo_ray import submission  # deferred: a bad argument fails in milliseconds
 
     for job in arguments.jobs:
-        submission.submit(job, settings, address=arguments.address, num_cpus=arguments.entrypoint_num_cpus)
+        submission.submit(job, settings, address=arguments.address, memory_gib=arguments.entrypoint_memory_gib)
 
 
 if __name__ == "__main__":

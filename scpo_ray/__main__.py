@@ -6,6 +6,7 @@ scpo_ray runs runs                            run directories: their stages, wha
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 
 from scpo_ray.cli import run
@@ -23,10 +24,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "folder", nargs="*", default=["runs"], help="a run directory, or a folder of them; s3:// and gs:// too (runs)"
     )
     for device in ("cpu", "gpu"):
-        runs.add_argument(f"--{device}-price", type=float, default=0.0, help=f"of an hour of a {device.upper()} (0)")
+        runs.add_argument(f"--{device}-price", type=_price, default=0.0, help=f"of an hour of a {device.upper()} (0)")
     runs.set_defaults(do=_runs)
     arguments = parser.parse_args(argv)
     run(lambda: arguments.do(arguments))
+
+
+def _price(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: a price is a number from 0 on")
+    return value
 
 
 def _add_cluster(commands: argparse._SubParsersAction) -> None:

@@ -1,15 +1,18 @@
 """What the cluster that a job runs on has, or could grow to: read before anything starts."""
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
 import ray
 
 from scpo_ray.errors import ClusterError
 from scpo_ray.runtime import connect
 
+_CONNECT_S = 3.0
 _MOST_NODES = 1000
 """Of a kind that the autoscaler may start without limit."""
 
@@ -43,6 +46,8 @@ def capacity(log_format: Literal["text", "json"] = "text") -> Capacity:
     address = os.environ.get("RAY_ADDRESS")
     if not address and not ray.is_initialized():
         return Capacity((_this_machine(),), "this machine")
+    if address and not ray.is_initialized():
+        _check_reachable(address)
     try:
         connect(log_format)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
@@ -55,6 +60,23 @@ def capacity(log_format: Literal["text", "json"] = "text") -> Capacity:
     return Capacity((*alive, *_to_be_started()), where)
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes.
+
+    Raises:
+        ClusterError: nothing listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "://" in address:  # auto, or Ray Client
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS {address}: nothing answers there ({error}); check the address and that the cluster runs, or unset it"
+        ) from error
+
+
 def _this_machine() -> dict[str, float]:
     """As `ray.init` would count it, a container's limits heeded; Ray has no public name for that."""
     from ray._private.accelerators import get_all_accelerator_managers
@@ -64,6 +86,7 @@ def _this_machine() -> dict[str, float]:
     return {
         "CPU": float(get_num_cpus()),
         "GPU": float(sum(kind.get_current_node_num_accelerators() for kind in kinds)),
+        "memory": float(psutil.virtual_memory().total),
     }
 
 

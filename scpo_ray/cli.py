@@ -6,6 +6,7 @@ count for nothing. This module refuses what cannot be meant, and says where it s
 
 import difflib
 import json
+import re
 import sys
 from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -257,7 +258,8 @@ def _reason(detail: ErrorDetails) -> str:
 
 def _show(value: object) -> str:
     is_plain = isinstance(value, str) and value and value.isprintable()
-    return str(value) if is_plain else json.dumps(value, ensure_ascii=False, default=str)
+    shown = str(value) if is_plain else json.dumps(value, ensure_ascii=False, default=str)
+    return re.sub(r"://[^/\s]*@", "://...@", shown)  # a user or a key, which no address may hold
 
 
 def _unknown_key(key: str, *, known: dict[str, FieldInfo], dashes: str = "") -> str:

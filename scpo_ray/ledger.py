@@ -21,7 +21,8 @@ STAGES = {
     "best_of_n": ("best_of_n",),
 }
 """Stage -> artifacts, or folders of them."""
-_UNFINISHED = {"train": "checkpoints", "ppo": "policy_checkpoints"}
+_UNFINISHED = {"train_global": "checkpoints", "train": "checkpoints", "ppo": "policy_checkpoints"}
+"""Stage -> where its checkpoints are by default; elsewhere (`checkpoint_dir`) they are not seen."""
 _NOT_RESULTS = ("claim", "data")
 """What a search keeps beside its result."""
 _DEEPEST = 4
@@ -82,9 +83,12 @@ def runs_in(root: str) -> list[str]:
 def records(address: str) -> list[StageRecord]:
     """Of every stage that has left something."""
     run, found = RunDirectory(address), []
+    has_ruler = run.find("global_model") is not None
     for stage, folders in STAGES.items():
         manifests = [manifest for folder in folders for manifest in _manifests(run, folder, _DEEPEST)]
         unfinished = bool(stage in _UNFINISHED and run.names(_UNFINISHED[stage]))
+        if stage in ("train_global", "train"):
+            unfinished = unfinished and has_ruler == (stage == "train")
         if manifests or unfinished:
             found.append(_record(address, stage, manifests, unfinished))
     return found

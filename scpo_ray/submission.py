@@ -13,12 +13,12 @@ from scpo_ray.errors import ClusterError
 _ATTEMPTS, _FIRST_WAIT_S, _POLL_S = 5, 1.0, 1.0
 
 
-def submit(job: str, settings: Sequence[str], *, address: str | None = None, num_cpus: float = 0.1) -> str:
+def submit(job: str, settings: Sequence[str], *, address: str | None = None, memory_gib: float = 1.0) -> str:
     """Send the current folder, run `python jobs/JOB.py SETTINGS` there, and show what it writes until it ends.
 
     Args:
         address: of the job server; RAY_API_SERVER_ADDRESS when unset.
-        num_cpus: reserved for the job's own process; with any it may run on every node.
+        memory_gib: reserved for the job's own process; with any it may run on every node. No CPU is: stages need them all.
 
     Returns:
         The submission's id.
@@ -30,7 +30,7 @@ def submit(job: str, settings: Sequence[str], *, address: str | None = None, num
     client = _client(address)
     entrypoint = shlex.join(["python", f"jobs/{job}.py", *settings])
     metadata = {"project": "scpo_ray", "job": job, "run_dir": _value_of("--run_dir", settings) or "as configured"}
-    submission = _submit_patiently(client, entrypoint, metadata, num_cpus)
+    submission = _submit_patiently(client, entrypoint, metadata, memory_gib)
     asyncio.run(_show(client, submission))
     while not (status := client.get_job_status(submission)).is_terminal():
         time.sleep(_POLL_S)  # the log ended before the status was known
@@ -52,7 +52,7 @@ def _client(address: str | None) -> JobSubmissionClient:
         ) from error
 
 
-def _submit_patiently(client: JobSubmissionClient, entrypoint: str, metadata: dict[str, str], num_cpus: float) -> str:
+def _submit_patiently(client: JobSubmissionClient, entrypoint: str, metadata: dict[str, str], memory_gib: float) -> str:
     """A cluster that has just started takes a moment until jobs can run; other refusals are final."""
     for attempt in range(_ATTEMPTS):
         try:
@@ -60,7 +60,7 @@ def _submit_patiently(client: JobSubmissionClient, entrypoint: str, metadata: di
                 entrypoint=entrypoint,
                 runtime_env={"working_dir": "."},
                 metadata=metadata,
-                entrypoint_num_cpus=num_cpus or None,
+                entrypoint_memory=int(memory_gib * 2**30) or None,
             )
         except RuntimeError as error:
             if "No available agent" not in str(error) or attempt + 1 == _ATTEMPTS:

@@ -202,7 +202,22 @@ def test_an_empty_file_states_nothing(write, text):
         (["--train.max_steps", "0"], "train.max_steps: 0: Input should be greater than or equal to 1"),
         (
             ["--train.zero_stage", "x"],
-            "train.zero_stage: x: Input should be 0, 1, 2 or 3",
+            "train.zero_stage: x: Input should be a valid integer, unable to parse string as an integer",
+        ),
+        (
+            ["--run_dir", "s3://user:secret@bucket/run"],
+            "run_dir: s3://...@bucket/run: holds a user or a key, which manifests and logs would show; set it in the "
+            "environment (AWS_ACCESS_KEY_ID and the like), and leave it out here",
+        ),
+        (["--train.zero_stage", "4"], "train.zero_stage: 4: Input should be less than or equal to 3"),
+        (
+            ["--train.min_workers", "3", "--train.num_workers", "2"],
+            "train: min_workers 3 is more than num_workers 2; lower it",
+        ),
+        (
+            ["--train.min_workers", "1", "--train.num_workers", "2", "--train.zero_stage", "2"],
+            "train: min_workers 1: checkpoints of ZeRO stage 2 are read by as many ranks as wrote them; leave min_workers "
+            "unset, or train under zero_stage 0 from the start",
         ),
         (["--run_dir", "null"], "run_dir: null: Input should be a valid string"),
         (["--report.title", "null"], "report.title: null: Input should be a valid string"),

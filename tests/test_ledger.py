@@ -5,7 +5,7 @@ import re
 import pytest
 
 from scpo_ray.__main__ import main
-from scpo_ray.artifacts import RunDirectory
+from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.errors import ArtifactError
 from scpo_ray.ledger import Prices, records, runs_in
 
@@ -37,7 +37,12 @@ def test_a_training_that_was_stopped_is_unfinished(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     (tmp_path / "checkpoints/abc").mkdir(parents=True)
     (record,) = records(str(tmp_path))
-    assert (record.stage, record.num_artifacts, record.is_unfinished) == ("train", 0, True)
+    assert (record.stage, record.num_artifacts, record.is_unfinished) == ("train_global", 0, True)
+    with Recipe("global_model", "train_global", {}, {}, 0).making(RunDirectory(str(tmp_path))):
+        pass
+    first, second = records(str(tmp_path))
+    assert (first.stage, first.num_artifacts, first.is_unfinished) == ("train_global", 1, False)
+    assert (second.stage, second.num_artifacts, second.is_unfinished) == ("train", 0, True)
 
 
 def test_a_folder_of_runs_and_a_run(tmp_path, capsys, monkeypatch):

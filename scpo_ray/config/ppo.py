@@ -34,7 +34,7 @@ class LearnerConfig(Section):
     num_learners: int = Field(default=1, ge=1, json_schema_extra=NOT_IDENTITY)
     """Ranks of the learner group."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, json_schema_extra=NOT_IDENTITY)
+    zero_stage: int = Field(default=0, ge=0, le=3, json_schema_extra=NOT_IDENTITY)
     """DeepSpeed ZeRO stage of policy and critic; at 3 the reference is partitioned too."""
 
     cpus_per_learner: float = Field(default=1, gt=0, json_schema_extra=NOT_IDENTITY)

@@ -15,6 +15,11 @@ def _expand_variables(address: str) -> str:
     missing = re.search(r"\$\{(\w+)\}", expanded)
     if missing:
         raise ValueError(f"the environment variable {missing[1]} is not set; set it, or give another path or hub name")
+    if re.match(r"[a-zA-Z0-9+.-]+://[^/]*@", expanded):
+        raise ValueError(
+            "holds a user or a key, which manifests and logs would show; set it in the environment (AWS_ACCESS_KEY_ID and the "
+            "like), and leave it out here"
+        )
     return expanded
 
 

@@ -116,7 +116,7 @@ class OptimizationConfig(Section):
     """With how few ranks a training goes on while nodes are missing, from its last checkpoint; with num_workers again once
     they are back. Unset: it waits for num_workers. The ranks' sums are then rounded otherwise. ZeRO stage 0 only."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, json_schema_extra=NOT_IDENTITY)
+    zero_stage: int = Field(default=0, ge=0, le=3, json_schema_extra=NOT_IDENTITY)
     """DeepSpeed ZeRO stage."""
 
     use_gpu: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
@@ -154,7 +154,7 @@ class OptimizationConfig(Section):
         if self.min_workers < self.num_workers and self.zero_stage > 0:
             raise ValueError(
                 f"min_workers {self.min_workers}: checkpoints of ZeRO stage {self.zero_stage} are read by as many ranks as "
-                "wrote them; set zero_stage to 0, or leave min_workers unset"
+                "wrote them; leave min_workers unset, or train under zero_stage 0 from the start"
             )
         return self
 

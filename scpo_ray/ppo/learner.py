@@ -17,9 +17,9 @@ import ray
 
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import LearnerConfig, PpoConfig
-from scpo_ray.errors import TrainingError
 from scpo_ray.ppo.records import CRITIC, POLICY, Canaries, Experience, Sequences, WeightUpdate
 from scpo_ray.precision import uses_bfloat16
+from scpo_ray.training.task import checkpoint_in, refuse_other_layout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -254,8 +254,7 @@ class Learner:
         """
         from scpo_ray.training import engine as engines
 
-        stage = self._task.config.zero_stage
-        engines.save_checkpoint(self._engines, Path(folder), state={"controller": state, "zero_stage": stage})
+        engines.save_checkpoint(self._engines, Path(folder), state={"controller": state})
 
     def restore(self, folder: str) -> dict:
         """Go back to a checkpoint; the controller's state.
@@ -263,22 +262,10 @@ class Learner:
         Raises:
             TrainingError: it was written by another number of learners, or under another ZeRO stage.
         """
-        import torch
-
         from scpo_ray.training import engine as engines
 
-        ranks = len(list(Path(folder).glob("rank_*.pt")))
-        if ranks != self._num_ranks:
-            raise TrainingError(
-                f"{folder}: written by {ranks} learners, this run has {self._num_ranks}; use the same num_learners or delete the "
-                "folder"
-            )
-        stage = torch.load(Path(folder) / f"rank_{self._rank}.pt", weights_only=True)["zero_stage"]
-        if stage != self._task.config.zero_stage:
-            raise TrainingError(
-                f"{folder}: written under ZeRO stage {stage}, this run has {self._task.config.zero_stage}; use the same "
-                "zero_stage or delete the folder"
-            )
+        stage = self._task.config.zero_stage
+        refuse_other_layout(checkpoint_in(Path(folder)), self._num_ranks, stage, ranks="num_learners", is_elastic=False)
         return engines.load_checkpoint(self._engines, Path(folder))["controller"]
 
     def write(self, recipe: Recipe, run_address: str, files: dict[str, object], statistics: dict[str, object]) -> None:

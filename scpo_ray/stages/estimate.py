@@ -40,6 +40,8 @@ class Estimate:
     seconds: float | None
     sent_bytes: float = 0.0
     """Between nodes: gradients, or weights on their way to rollout engines; of each device."""
+    least_bytes: float = 0.0
+    """Of the memory, what smaller batches do not avoid: weights, gradients, optimiser states."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def _mean_tokens(config: Config, directory: RunDirectory) -> tuple[float, float,
 
 
 def _score(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
-    return _scoring(config, directory, data.num_responses, data, capacity)
+    num_rulers = 2 if config.select.needs_other_ruler else 1
+    return _scoring(config, directory, num_rulers * data.num_responses, data, capacity)
 
 
 def _evaluate(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
@@ -143,7 +146,8 @@ def _scoring(config: Config, directory: RunDirectory, num_responses: float, data
     on_gpu = score.gpus_per_scorer > 0
     device = device_of(score.precision, on_gpu, capacity)
     seconds = device and flops / (device.flops * device.scoring_utilization) / (score.num_scorers if on_gpu else 1)
-    return Estimate(tokens, flops, float(4 * shape.num_parameters), seconds)
+    weights = float(4 * shape.num_parameters)
+    return Estimate(tokens, flops, weights, seconds, least_bytes=weights)
 
 
 def _train_global(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate | None:
@@ -153,7 +157,8 @@ def _train_global(config: Config, directory: RunDirectory, data: Data, capacity:
     names = train.communities or data.majority
     together = read_data(config, directory, batching=train.batching, pooled=names)
     assert together is not None
-    return _training(config, directory, train, list(together.training_items), together, capacity)
+    models = list(together.training_items) * (2 if config.select.needs_other_ruler else 1)
+    return _training(config, directory, train, models, together, capacity)
 
 
 def _train(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
@@ -181,9 +186,10 @@ def _training(
     on_gpu, bfloat16 = train.use_gpu, resolved_precision(train.precision, on_gpu=train.use_gpu) == "bfloat16"
     responses_per_item = sum(data.training_responses.values()) / max(sum(data.training_items.values()), 1)
     micro_batch = math.ceil(train.batch_size / train.num_workers / train.accumulation_steps) * responses_per_item
-    memory = state_bytes(
-        shape.num_parameters, num_trained=trained, zero_stage=train.zero_stage, num_devices=train.num_workers
-    ) + activation_bytes(
+    states = state_bytes(
+        shape.num_parameters, num_trained=trained, zero_stage=train.zero_stage, num_devices=train.fewest_workers
+    )
+    memory = states + activation_bytes(
         shape,
         num_tokens=micro_batch * config.format.max_tokens,
         length=config.format.max_tokens,
@@ -198,7 +204,7 @@ def _training(
     sent = steps * gradient_traffic_bytes(
         shape.num_parameters, num_trained=trained, zero_stage=train.zero_stage, num_devices=train.num_workers
     )
-    return Estimate(tokens, flops, memory, seconds, sent)
+    return Estimate(tokens, flops, memory, seconds, sent, states)
 
 
 def _passes(train: OptimizationConfig, num_items: int) -> float:

@@ -33,6 +33,9 @@ class Needs:
     bundles: tuple[Mapping[str, float], ...]
     """Resources that have to be on one node, of each actor or of actors that share a place."""
 
+    most: tuple[Mapping[str, float], ...]
+    """The same when nothing is missing: groups of workers may be smaller while nodes are."""
+
     remedy: str
     """Settings to change where the cluster can never place them."""
 
@@ -47,7 +50,7 @@ def needs_of(config: Config, stage: str) -> Needs | None:
 def reserved(config: Config, stage: str) -> dict[str, float]:
     """CPU and GPU that a stage holds while it makes one artifact: of a training one of the worker groups."""
     needs = needs_of(config, stage)
-    bundles = needs.bundles if needs else ()
+    bundles = needs.most if needs else ()
     number = config.train.num_worker_groups if stage == "train" else 1
     totals = {name: sum(bundle.get(name, 0.0) for bundle in bundles) / number for name in ("CPU", "GPU")}
     return {name: total for name, total in totals.items() if total}
@@ -55,9 +58,11 @@ def reserved(config: Config, stage: str) -> dict[str, float]:
 
 def _scorers(config: Config) -> Needs:
     score = config.score
+    scorers = ({"CPU": score.cpus_per_scorer, "GPU": score.gpus_per_scorer},) * score.num_scorers
     return Needs(
         _count(score.num_scorers, "scorer"),
-        ({"CPU": score.cpus_per_scorer, "GPU": score.gpus_per_scorer},) * score.num_scorers,
+        scorers,
+        scorers,
         "lower score.num_scorers, score.cpus_per_scorer or score.gpus_per_scorer",
     )
 
@@ -65,12 +70,15 @@ def _scorers(config: Config) -> Needs:
 def _workers(section: str, *, grouped: bool) -> Callable[[Config], Needs]:
     def needs(config: Config) -> Needs:
         settings: OptimizationConfig = config.train if section == "train" else config.train_global
-        number = settings.fewest_workers * (config.train.num_worker_groups if grouped else 1)
+        groups = config.train.num_worker_groups if grouped else 1
+        number, most = settings.fewest_workers * groups, settings.num_workers * groups
         each = {"CPU": settings.cpus_per_worker, "GPU": float(settings.use_gpu)}
-        names = [f"{section}.num_workers", f"{section}.cpus_per_worker"]
+        size = f"{section}.{'num_workers' if number == most else 'min_workers'}"
+        names = [size, f"{section}.cpus_per_worker"]
         names += [f"{section}.num_worker_groups"] if grouped else []
         off = f", or set {section}.use_gpu to false" if settings.use_gpu else ""
-        return Needs(_count(number, "training worker"), (each,) * number, f"lower {' or '.join(names)}{off}")
+        what = _count(most, "training worker") + (f", at least {number}" if number < most else "")
+        return Needs(what, (each,) * number, (each,) * most, f"lower {' or '.join(names)}{off}")
 
     return needs
 
@@ -80,9 +88,11 @@ def _policies(section: str, *kinds: Kind) -> Callable[[Config], Needs]:
         settings = config.sft if section == "sft" else config.ppo
         numbers = {kind: getattr(settings, f"num_{kind}s") for kind in kinds}
         names = " or ".join(f"{section}.num_{kind}s" for kind in kinds)
+        bundles = tuple(layout(settings, kinds).bundles)
         return Needs(
             ", ".join(_count(number, kind) for kind, number in numbers.items()),
-            tuple(layout(settings, kinds).bundles),
+            bundles,
+            bundles,
             f"lower {names} or their cpus_per_... and gpus_per_...",
         )
 

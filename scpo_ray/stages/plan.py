@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from scpo_ray import model_files, models
+from scpo_ray import hardware, model_files, models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.capacity import Capacity
 from scpo_ray.config import Config
-from scpo_ray.errors import DataError, ModelError
+from scpo_ray.errors import ConfigError, DataError, ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.reporting.numbers import NONE, count, duration
 from scpo_ray.stages import policy_estimate
@@ -54,6 +54,38 @@ def estimate(config: Config, directory: RunDirectory, stage: str, has: Capacity)
         return None
 
 
+def check_memory(line: StagePlan, has: Capacity) -> None:
+    """Refuse a model that no device of the cluster can hold, whatever the batches.
+
+    Raises:
+        ConfigError: with what it takes, what there is, and the settings to change.
+    """
+    if line.is_made or line.needs is None or line.estimate is None:
+        return
+    room = _room(line.needs, has)
+    if room is None or line.estimate.least_bytes <= room[0]:
+        return
+    takes, there = (f"{amount / 2**30:.1f} GiB" for amount in (line.estimate.least_bytes, room[0]))
+    is_training = line.stage in ("train_global", "train")
+    what = "weights, gradients and optimiser states" if is_training else "the model's weights"
+    spread = (
+        f", {line.stage}.zero_stage 3 over more {line.stage}.num_workers, or {line.stage}.lora" if is_training else ""
+    )
+    raise ConfigError(
+        f"{line.stage}: {what} take {takes} for each worker, and {room[1]} has {there}; take larger devices, a smaller "
+        f"model{spread}"
+    )
+
+
+def _room(needs: Needs, has: Capacity) -> tuple[float, str] | None:
+    """Bytes that one device has, and what it is called; of CPUs a node's. None where it is not known."""
+    if any(bundle.get("GPU", 0.0) for bundle in needs.bundles):
+        device = hardware.gpu(has.accelerator, bfloat16=True)
+        return None if device is None or device.memory_bytes is None else (device.memory_bytes, f"an {device.name}")
+    largest = max((node.get("memory", 0.0) for node in has.nodes), default=0.0)
+    return (largest, "the largest node") if largest else None
+
+
 def check_model(config: Config, stage: str) -> None:
     """Refuse a configured model that is none, or whose tokenizer and chat template do not format a text.
 
@@ -94,7 +126,7 @@ def table(plans: list[StagePlan], has: Capacity) -> Table:
     for name in ("stage", "starts", "reserves, each", "tokens", "PFLOP", "memory, each", "sends, each", "about"):
         shown.add_column(name, justify="left" if name in ("stage", "starts", "reserves, each") else "right")
     for plan in plans:
-        shown.add_row(plan.stage, *_starts(plan), *_costs(plan))
+        shown.add_row(plan.stage, *_starts(plan), *_costs(plan, has))
     return shown
 
 
@@ -111,12 +143,15 @@ def _resources(bundle: dict) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in bundle.items() if amount) or "nothing"
 
 
-def _costs(plan: StagePlan) -> tuple[str, ...]:
+def _costs(plan: StagePlan, has: Capacity) -> tuple[str, ...]:
     found = plan.estimate
     if plan.is_made or plan.needs is None:
         return ("",) * 5
     if found is None:
         return (NONE,) * 5
-    memory = NONE if found.memory_bytes is None else f"{found.memory_bytes / 2**30:.2f} GiB"
+    memory, room = NONE, _room(plan.needs, has)
+    if found.memory_bytes is not None:
+        memory = f"{found.memory_bytes / 2**30:.2f} GiB"
+        memory += f" of {room[0] / 2**30:.0f}!" if room and found.memory_bytes > room[0] else ""
     sent = f"{found.sent_bytes / 2**30:.2f} GiB" if found.sent_bytes else NONE
     return count(found.num_tokens), f"{found.flops / 1e15:.3g}", memory, sent, duration(found.seconds)

@@ -19,7 +19,10 @@ from scpo_ray.runtime import console, make_console
 from scpo_ray.stages import recipes
 from scpo_ray.stages.needs import JOBS, needs_of
 from scpo_ray.stages.train import model_names
-from scpo_ray.training.task import checkpoints_of, refuse_other_ranks
+from scpo_ray.training.task import checkpoints_of, newest_checkpoint, refuse_other_layout
+
+_STORAGE_S = 4
+"""After which a bucket that cannot be reached is refused."""
 
 
 def passed(config: Config, job: str) -> bool:
@@ -29,7 +32,7 @@ def passed(config: Config, job: str) -> bool:
         Whether the job is to go on: False under `--dry_run`, after the plan.
 
     Raises:
-        ConfigError: the cluster can never place a stage.
+        ConfigError: the cluster can never place a stage, or no device has the memory for its model.
         StorageError: the run directory cannot be written.
         ArtifactError: an artifact that is there was made by another config, or from other inputs.
         ModelError: a model cannot be used.
@@ -48,6 +51,8 @@ def passed(config: Config, job: str) -> bool:
     for stage in JOBS[job]:
         plan.check_model(config, stage)
     plans = plan.make(config, directory, JOBS[job], made, has)
+    for line in plans:
+        plan.check_memory(line, has)
     if config.dry_run or any(line.needs for line in plans):
         (make_console(stderr=False) if config.dry_run else console).print(plan.table(plans, has))
     return not config.dry_run
@@ -80,7 +85,9 @@ def check_storage(config: Config) -> None:
                 raise NotADirectoryError(20, "is a file, no folder", str(place))
             with tempfile.TemporaryFile(dir=place):
                 return
-        filesystem, path = pafs.FileSystem.from_uri(config.run_dir)
+        is_google = config.run_dir.startswith(("gs://", "gcs://"))  # whose client tries for 15 minutes by default
+        patience = f"?retry_limit_seconds={_STORAGE_S}" if is_google else ""
+        filesystem, path = pafs.FileSystem.from_uri(config.run_dir + patience)
         path = path.rstrip("/")
         is_new = filesystem.get_file_info(path).type == pafs.FileType.NotFound
         probe = f"{path}/.preflight-{uuid.uuid4().hex}"
@@ -160,7 +167,8 @@ def check_checkpoints(config: Config, directory: RunDirectory, stages: tuple[str
             folder = checkpoints_of(
                 recipe, "checkpoints", run_address=directory.absolute_address, place=settings.checkpoint_dir
             )
-            refuse_other_ranks(folder, settings.num_workers, f"{stage}.num_workers", zero_stage=settings.zero_stage)
+            found, section = newest_checkpoint(folder), f"{stage}."
+            refuse_other_layout(found, settings.num_workers, settings.zero_stage, section=section, is_elastic=True)
 
 
 def _reward_models(config: Config, directory: RunDirectory) -> list[recipes.Recipe]:

@@ -7,7 +7,7 @@ import torch
 
 from scpo_ray.artifacts import storage_errors
 from scpo_ray.training import engine as engines
-from scpo_ray.training.task import TrainingTask, checkpoint_folder, ranks_of, refuse_other_ranks
+from scpo_ray.training.task import TrainingTask, checkpoint_folder, newest_checkpoint, refuse_other_layout
 from scpo_ray.training.trainer import Trainer
 
 
@@ -22,14 +22,13 @@ class Checkpoints:
         """Continue from the newest checkpoint, if there is one.
 
         Raises:
-            TrainingError: it was written by another number of workers, with a ZeRO stage that needs the same.
+            TrainingError: it was written under another ZeRO stage, or under one that needs as many workers as before.
         """
-        found = ranks_of(self._folder)
-        if found is None:
-            return
         trainer = self._trainer
-        refuse_other_ranks(self._folder, trainer.world_size, "num_workers", zero_stage=trainer.config.zero_stage)
-        trainer.restore(engines.load_checkpoint({"state": trainer.engine}, found[0]))
+        found = newest_checkpoint(self._folder)
+        refuse_other_layout(found, trainer.world_size, trainer.config.zero_stage, is_elastic=True)
+        if found is not None:
+            trainer.restore(engines.load_checkpoint({"state": trainer.engine}, found.folder))
 
     def save(self, *, elapsed_s: float) -> None:
         """Write the checkpoint of this step, then drop older ones and weights that are no longer the best."""

@@ -20,6 +20,7 @@ from scpo_ray.config import LoraConfig
 from scpo_ray.errors import ScpoError, StorageError
 from scpo_ray.precision import uses_bfloat16
 from scpo_ray.training.step import parameter_groups
+from scpo_ray.training.task import ZERO_STAGE_FILE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -177,6 +178,8 @@ def save_checkpoint(engines: Mapping[str, DeepSpeedEngine], folder: Path, *, sta
             shutil.rmtree(staging, ignore_errors=True)
             for name in engines:
                 (staging / name).mkdir(parents=True)
+            stage = max(engine.zero_optimization_stage() for engine in engines.values())
+            (staging / ZERO_STAGE_FILE).write_text(str(stage))
     writer = _PatientWriter()
     for name, engine in engines.items():
         engine.checkpoint_engine = writer

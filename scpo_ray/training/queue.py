@@ -44,6 +44,7 @@ NOTHING_YET = "nothing yet"
 """What `take` answers while tasks may still come."""
 
 
+_LONGEST_PAUSE_S = 60.0
 _LONGEST_NOTICE_S = 300.0
 """Between the notice that a node is to be taken away and the group's return on others."""
 
@@ -118,6 +119,12 @@ class TaskQueue:
     def note_error(self, group: int, error: str) -> None:
         """What ended the group's workers last, for the message should they go on failing."""
         self._errors[self._leases[group].name] = error
+
+    def pause_s(self, group: int) -> float:
+        """How long a group that has just started waits before it goes on with its task: longer after every death."""
+        if group not in self._leases or time.monotonic() < self._expected.get(group, -math.inf):
+            return 0.0
+        return min(_LONGEST_PAUSE_S, 2.0 ** self._interruptions.get(self._leases[group].name, 0))
 
     def take(self, group: int, size: int) -> TrainingTask | str | None:
         """The group's unfinished task, else the first that waits; `NOTHING_YET` while the queue is open, else None.

@@ -58,6 +58,20 @@ class Stacks:
                     folder.rmdir()
 
 
+def has_stacks(folder: Path, since: float) -> bool:
+    """Whether a rank has written where it stood; a killed one leaves an empty file.
+
+    Args:
+        since: seconds since the epoch.
+    """
+    for path in folder.glob("rank_*.txt"):
+        with contextlib.suppress(FileNotFoundError):  # its rank has just removed it
+            found = path.stat()
+            if found.st_size and found.st_mtime >= since:
+                return True
+    return False
+
+
 def stacks_folder(task: TrainingTask) -> Path:
     """In the run's logs; beside the checkpoints where the run directory is no disk."""
     folder = checkpoint_folder(task)

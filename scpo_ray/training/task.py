@@ -7,6 +7,9 @@ from scpo_ray.artifacts import Recipe, content_hash_of
 from scpo_ray.config import FormatConfig, OptimizationConfig
 from scpo_ray.errors import TrainingError
 
+ZERO_STAGE_FILE = "zero_stage"
+"""In a checkpoint: under which it was written."""
+
 
 @dataclass(frozen=True)
 class StartModel:
@@ -109,23 +112,57 @@ def checkpoint_folder(task: TrainingTask) -> Path:
     return checkpoints_of(task.recipe, "checkpoints", run_address=task.run_address, place=task.config.checkpoint_dir)
 
 
-def ranks_of(folder: Path) -> tuple[Path, int] | None:
-    """The newest checkpoint of an unfinished training, and how many ranks wrote it; None where there is none."""
-    found = sorted(folder.glob("step_*")) if folder.is_dir() else []
-    return (found[-1], len(list(found[-1].glob("rank_*.pt")))) if found else None
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """The newest of an unfinished training."""
+
+    folder: Path
+    num_ranks: int
+    zero_stage: int
 
 
-def refuse_other_ranks(folder: Path, num_ranks: int, setting: str, *, zero_stage: int) -> None:
-    """Of the newest checkpoint in a folder: every rank of ZeRO stage 0 holds all of it, of the others a part.
+def newest_checkpoint(folder: Path) -> FoundCheckpoint | None:
+    """None where there is none."""
+    found = max(folder.glob("step_*"), default=None) if folder.is_dir() else None
+    return None if found is None else checkpoint_in(found)
+
+
+def checkpoint_in(folder: Path) -> FoundCheckpoint:
+    """That which a `step_N` is."""
+    return FoundCheckpoint(folder, len(list(folder.glob("rank_*.pt"))), int((folder / ZERO_STAGE_FILE).read_text()))
+
+
+def refuse_other_layout(
+    found: FoundCheckpoint | None,
+    num_ranks: int,
+    zero_stage: int,
+    *,
+    section: str = "",
+    ranks: str = "num_workers",
+    is_elastic: bool,
+) -> None:
+    """Before it is read.
+
+    Args:
+        section: of the settings, with its point, for the message.
+        ranks: the setting of their number.
+        is_elastic: under ZeRO stage 0, where every rank holds everything, any number of ranks may go on.
 
     Raises:
-        TrainingError: another number of ranks wrote it.
+        TrainingError: another ZeRO stage wrote it, or another number of ranks.
     """
-    found = ranks_of(folder)
-    if found is not None and found[1] != num_ranks and zero_stage > 0:
+    if found is None:
+        return
+    again = "or delete the folder to begin again"
+    if found.zero_stage != zero_stage:
         raise TrainingError(
-            f"{found[0]}: written by {found[1]} workers, {setting} is {num_ranks}, and a checkpoint of ZeRO stage "
-            f"{zero_stage} is read by as many as wrote it; set {setting} to {found[1]}, or delete the folder to begin again"
+            f"{found.folder}: written under ZeRO stage {found.zero_stage}, {section}zero_stage is {zero_stage}; set it to "
+            f"{found.zero_stage}, {again}"
+        )
+    if found.num_ranks != num_ranks and not (is_elastic and zero_stage == 0):
+        raise TrainingError(
+            f"{found.folder}: written by {found.num_ranks} ranks, {section}{ranks} is {num_ranks}, and this checkpoint (ZeRO "
+            f"stage {zero_stage}) is read by as many as wrote it; set {section}{ranks} to {found.num_ranks}, {again}"
         )
 
 

@@ -20,7 +20,7 @@ from scpo_ray.artifacts import scratch_folder
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.errors import ScpoError, StorageError, TrainingError
 from scpo_ray.training.queue import NOTHING_YET, TaskState, start_queue
-from scpo_ray.training.stacks import stacks_folder
+from scpo_ray.training.stacks import has_stacks, stacks_folder
 from scpo_ray.training.task import Observation, StepReport, TrainingTask, checkpoint_folder
 
 _POLL_S = 0.5
@@ -103,7 +103,7 @@ def check_resources(config: OptimizationConfig, num_groups: int) -> None:
         if amount > has.get(resource, 0.0):
             raise TrainingError(
                 f"{num_workers} training workers need {amount:g} {resource}, the cluster has {has.get(resource, 0.0):g}; "
-                "lower num_workers or cpus_per_worker, or start Ray with more"
+                "lower num_workers (or min_workers) or cpus_per_worker, or start Ray with more"
             )
 
 
@@ -175,6 +175,8 @@ def train_fn(loop_config: dict) -> None:
             queue.expect_death.remote(group)
         return info is not None
 
+    if is_first:
+        time.sleep(ray.get(queue.pause_s.remote(group)))
     watches = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
     contact = Contact(progress, observe, is_preempted if watches else None)
     while (task := _same_on_all_ranks(lambda: _next_task(queue, group, config.collective_timeout_s))) is not None:
@@ -215,8 +217,7 @@ def _where_they_stood(task: TrainingTask, since: float) -> str:
         since: when the task was taken, seconds since the epoch.
     """
     folder = stacks_folder(task)
-    written = [path for path in folder.glob("rank_*.txt") if path.stat().st_mtime >= since]
-    return f" (a step took too long; where each rank stood: {folder})" if written else ""
+    return f" (a step took too long; where each rank stood: {folder})" if has_stacks(folder, since) else ""
 
 
 def _next_task(queue, group: int, timeout_s: float) -> TrainingTask | str | None:

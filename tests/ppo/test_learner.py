@@ -181,7 +181,7 @@ def test_a_checkpoint_of_another_zero_stage_is_refused(one, tiny_policy, tmp_pat
     one.save(str(tmp_path / "step_0"), {"step": 0})
     one.begin(task(tiny_policy, config(zero_stage=2)))
     with pytest.raises(
-        TrainingError, match="step_0: written under ZeRO stage 0, this run has 2; use the same zero_stage"
+        TrainingError, match="step_0: written under ZeRO stage 0, zero_stage is 2; set it to 0, or delete the folder"
     ):
         one.restore(str(tmp_path / "step_0"))
 

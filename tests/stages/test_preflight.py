@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, ModelError, StorageError, TrainingError
 from scpo_ray.stages import plan, preflight, prepare
 from scpo_ray.stages.estimate import read_data
-from scpo_ray.stages.needs import JOBS, needs_of
+from scpo_ray.stages.needs import JOBS, needs_of, reserved
 from scpo_ray.stages.plan import estimate
 from scpo_ray.stages.recipes import global_model
 from scpo_ray.training.task import checkpoints_of
@@ -63,6 +64,36 @@ def of(tmp_path, **settings) -> Config:
 def test_a_stage_that_no_node_can_ever_hold(tmp_path, stage, settings, message):
     with pytest.raises(ConfigError, match=message):
         preflight.check_placement(of(tmp_path, **settings), stage, LAPTOP)
+
+
+def test_a_model_that_no_device_can_hold(prepared):
+    """70B from scratch: 16 bytes for each of its parameters, on the one worker there is."""
+    huge = {"hidden_size": 8192, "num_layers": 80, "num_heads": 64}
+    config = prepared.with_settings({"train_global.scratch": huge, "train_global.zero_stage": 3})
+    message = (
+        r"^train_global: weights, gradients and optimiser states take [\d.]+ GiB for each worker, and the largest node has "
+        r"[\d.]+ GiB; take larger devices, a smaller model, train_global.zero_stage 3 over more train_global.num_workers"
+    )
+    with pytest.raises(ConfigError, match=message):
+        preflight.passed(config, "train_global")
+    (line,) = plan.make(config, RunDirectory(config.run_dir), ("train_global",), set(), GPU_CLUSTER)
+    on_gpus = replace(line, needs=needs_of(config.with_settings({"train_global.use_gpu": True}), "train_global"))
+    with pytest.raises(ConfigError, match=r"GiB for each worker, and an H100 has 74\.5 GiB"):
+        plan.check_memory(on_gpus, GPU_CLUSTER)
+    enough = replace(on_gpus, estimate=replace(on_gpus.estimate, least_bytes=80e9))
+    plan.check_memory(enough, GPU_CLUSTER)
+
+
+def test_workers_that_may_be_fewer(tmp_path):
+    """What must be there is the fewest; what is paid for is all of them."""
+    config = of(tmp_path, train={"num_workers": 8, "min_workers": 2})
+    preflight.check_placement(config, "train", LAPTOP)
+    assert needs_of(config, "train").what == "8 training workers, at least 2"
+    assert reserved(config, "train") == {"CPU": 8}
+    with pytest.raises(
+        ConfigError, match=r"at least 3: 3 CPU needed, 2 there \(this machine\); lower train.min_workers"
+    ):
+        preflight.check_placement(of(tmp_path, train={"num_workers": 8, "min_workers": 3}), "train", LAPTOP)
 
 
 def test_a_colocated_bundle_must_fit_one_node(tmp_path):
@@ -164,15 +195,21 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused(prepared):
     step.mkdir(parents=True)
     for rank in range(2):
         torch.save({}, step / f"rank_{rank}.pt")
+    (step / "zero_stage").write_text("2")
     with pytest.raises(
         TrainingError,
-        match=r"step_00000004: written by 2 workers, train_global.num_workers is 1, .*; set train_global.num_workers to 2, or "
+        match=r"step_00000004: written by 2 ranks, train_global.num_workers is 1, .*; set train_global.num_workers to 2, or "
         r"delete the folder",
     ):
         preflight.check_checkpoints(prepared.with_settings({"train_global.zero_stage": 2}), directory, JOBS["pipeline"])
-    preflight.check_checkpoints(prepared, directory, JOBS["pipeline"])  # stage 0: every rank holds everything
+    with pytest.raises(
+        TrainingError, match=r"under ZeRO stage 2, train_global.zero_stage is 0; set it to 2, or delete"
+    ):
+        preflight.check_checkpoints(prepared, directory, JOBS["pipeline"])
     two = prepared.with_settings({"train_global.num_workers": 2, "train_global.zero_stage": 2})
     preflight.check_checkpoints(two, directory, JOBS["pipeline"])
+    (step / "zero_stage").write_text("0")
+    preflight.check_checkpoints(prepared, directory, JOBS["pipeline"])  # every rank holds everything
 
 
 def test_tokens_are_counted_from_the_data(controlled_run):
@@ -180,12 +217,12 @@ def test_tokens_are_counted_from_the_data(controlled_run):
     directory = RunDirectory(controlled_run.run_dir)
     data = read_data(controlled_run, directory, batching="interactions")
     assert data is not None and data.is_measured
-    trained = directory.require("global_model", job="train_global").statistics
+    rulers = [directory.require(name, job="train_global").statistics for name in ("global_model", "other_ruler")]
     found = estimate(controlled_run, directory, "train_global", LAPTOP)
     assert found is not None
-    assert found.num_tokens == pytest.approx(trained["num_tokens"], rel=0.1)
-    scored = directory.read_table("scores/scores.parquet")["num_tokens"].to_pylist()
-    assert estimate(controlled_run, directory, "score", LAPTOP).num_tokens == pytest.approx(sum(scored))
+    assert found.num_tokens == pytest.approx(sum(trained["num_tokens"] for trained in rulers), rel=0.1)
+    scored = directory.read_table("scores/scores.parquet")["num_tokens"].to_pylist()  # by both
+    assert estimate(controlled_run, directory, "score", LAPTOP).num_tokens == pytest.approx(2 * sum(scored))
 
 
 def test_a_policys_tokens_are_at_least_those_that_it_took(policy_run):
@@ -262,12 +299,13 @@ def test_so_does_that_of_a_mismatched_manifest_and_of_another_number_of_workers(
     step = checkpoints_of(recipe, "checkpoints", run_address=prepared.run_dir, place=None) / "step_00000004"
     step.mkdir(parents=True)
     torch.save({}, step / "rank_0.pt")
+    (step / "zero_stage").write_text("1")
     before = sorted(Path(prepared.run_dir).rglob("*"))
     for options, message in (
         (["--seed", "1"], "prepared: made with seed = 0, this config has 1"),
         (
             ["--train_global.num_workers", "2", "--train_global.zero_stage", "1"],
-            "step_00000004: written by 1 workers, train_global.num_workers is 2",
+            "step_00000004: written by 1 ranks, train_global.num_workers is 2",
         ),
     ):
         start = time.monotonic()

@@ -98,6 +98,18 @@ def test_a_death_that_was_announced_counts_as_no_failure_once():
     assert "died 2 times" in queue.state().failed["a"]
 
 
+def test_a_group_waits_longer_after_every_death_and_not_for_what_was_announced():
+    queue = Queue([task("a")], max_failures=9)
+    assert queue.pause_s(0) == 0.0
+    pauses = []
+    for _ in range(9):
+        queue.take(0, 1)
+        pauses.append(queue.pause_s(0))
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    queue.expect_death(0)
+    assert queue.pause_s(0) == 0.0
+
+
 def test_a_group_that_grew_did_not_die():
     queue = Queue([task("a")], max_failures=1)
     for size in (2, 1, 2, 4):  # a node was lost, then nodes came
