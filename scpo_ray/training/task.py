@@ -128,8 +128,18 @@ def newest_checkpoint(folder: Path) -> FoundCheckpoint | None:
 
 
 def checkpoint_in(folder: Path) -> FoundCheckpoint:
-    """That which a `step_N` is."""
-    return FoundCheckpoint(folder, len(list(folder.glob("rank_*.pt"))), int((folder / ZERO_STAGE_FILE).read_text()))
+    """That which a `step_N` is.
+
+    Raises:
+        TrainingError: it does not say its ZeRO stage.
+    """
+    try:
+        stage = int((folder / ZERO_STAGE_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        raise TrainingError(
+            f"{folder}: does not say its ZeRO stage, so it is damaged or of an earlier release; delete it to begin again"
+        ) from None
+    return FoundCheckpoint(folder, len(list(folder.glob("rank_*.pt"))), stage)
 
 
 def refuse_other_layout(

@@ -210,6 +210,11 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused(prepared):
     preflight.check_checkpoints(two, directory, JOBS["pipeline"])
     (step / "zero_stage").write_text("0")
     preflight.check_checkpoints(prepared, directory, JOBS["pipeline"])  # every rank holds everything
+    (step / "zero_stage").unlink()
+    with pytest.raises(
+        TrainingError, match=r"step_00000004: does not say its ZeRO stage, .*; delete it to begin again"
+    ):
+        preflight.check_checkpoints(prepared, directory, JOBS["pipeline"])
 
 
 def test_tokens_are_counted_from_the_data(controlled_run):
