@@ -54,6 +54,23 @@ TINY = {
 """A world and budgets small enough for a test of a stage; too small for claims about the method."""
 
 
+FINISHED = TINY | {
+    "select": {"controls": ["none"]},
+    "score": {"precision": "float32"},
+    "report": {"title": "A small world"},
+}
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_cluster, tmp_path_factory) -> Config:
+    """A small atlas run with SCPO and one control, from nothing to report."""
+    from scpo_ray.stages import pipeline
+
+    config = Config(run_dir=str(tmp_path_factory.mktemp("pipeline") / "run"), **FINISHED)
+    assert pipeline.run(config) == f"{config.run_dir}/report.html"
+    return config
+
+
 @pytest.fixture(scope="session")
 def controlled_run(ray_cluster, tmp_path_factory) -> Config:
     """A finished pipeline with controls, two seeds, another ruler and points of every curve; two steps a model."""

@@ -39,6 +39,7 @@ def main() -> None:
                     num_faults=0 if seed is None else arguments.faults,
                     kinds=tuple(arguments.kinds),
                     calm_until=job.calm_until,
+                    mean_gap_s=job.mean_gap_s,
                 )
                 outcome = disturb(two_nodes, job.command(), job.run_dir, schedule)
                 row = described(job, seed, outcome, left_over(two_nodes, job.command(), job.run_dir))

@@ -25,6 +25,9 @@ class Job:
     calm_until: str = ""
     """What shows that the job is in the middle of its work."""
 
+    mean_gap_s: float = 7.0
+    """Between faults: all of them are to strike before the job is done."""
+
     @property
     def run_dir(self) -> Path:
         return Path(self.config.run_dir)
@@ -64,6 +67,7 @@ def ppo_job(run_dir: Path) -> Job:
         small_config(str(run_dir), ppo=SETTINGS["ppo"] | {"communities": (FIRST,)}),
         _steps,
         "policy_checkpoints/*/step_*",
+        mean_gap_s=3.0,
     )
 
 

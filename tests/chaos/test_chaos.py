@@ -12,7 +12,7 @@ import pytest
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.stages import pipeline, prepare, score, train_global, tune
 from tests.chaos.__main__ import described
-from tests.chaos.faults import Schedule, disturb, left_over
+from tests.chaos.faults import KINDS, Schedule, disturb, left_over
 from tests.chaos.jobs import Job, pipeline_job, ppo_job, tune_job
 from tests.clusters import Cluster
 
@@ -21,11 +21,14 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 def survive(two_nodes: Cluster, job: Job, *, seed: int) -> None:
     """Four faults, one of each kind, in an order of the seed's."""
-    outcome = disturb(two_nodes, job.command(), job.run_dir, Schedule(seed, calm_until=job.calm_until))
+    schedule = Schedule(seed, calm_until=job.calm_until, mean_gap_s=job.mean_gap_s)
+    outcome = disturb(two_nodes, job.command(), job.run_dir, schedule)
     print(described(job, seed, outcome, []))  # pytest -rP shows it
     assert outcome.lost == [], "what was finished stays as it was"
     assert left_over(two_nodes, job.command(), job.run_dir) == []
-    assert "driver" in {fault.kind for fault in outcome.faults}, "the job was over before it could be disturbed"
+    assert sorted(fault.kind for fault in outcome.faults) == sorted(KINDS), (
+        "the job was over before it could be disturbed"
+    )
     assert outcome.submissions >= 2
 
 

@@ -18,9 +18,9 @@ from scpo_ray.cli import load_config
 from scpo_ray.config import Config
 from scpo_ray.config.cluster import NodeShape
 from scpo_ray.errors import ArtifactError, StorageError
-from scpo_ray.stages import pipeline, preflight
+from scpo_ray.stages import preflight
 from tests.clusters import JOB_S, RAY, ROOT, Cluster, cluster, submit
-from tests.conftest import TINY
+from tests.conftest import FINISHED
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,9 @@ def two_nodes(s3) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory) -> tuple[Config, list[str]]:
-    """The demo, smaller: as a config, and as options of the command line."""
-    options = ["--config", "jobs/experiments/demo.yaml", *_options("", TINY), "--select.controls", "[]"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        return load_config([*options, "--run_dir", str(tmp_path_factory.mktemp("experiment") / "run")]), options
+def options() -> list[str]:
+    """The demo, smaller, on the command line: what `finished_run` was made from."""
+    return ["--config", "jobs/experiments/demo.yaml", *_options("", FINISHED)]
 
 
 def _options(prefix: str, settings: dict) -> Iterator[str]:
@@ -43,7 +40,7 @@ def _options(prefix: str, settings: dict) -> Iterator[str]:
         if isinstance(value, dict):
             yield from _options(f"{prefix}{name}.", value)
         else:
-            yield from (f"--{prefix}{name}", str(value))
+            yield from (f"--{prefix}{name}", ",".join(value) if isinstance(value, list) else str(value))
 
 
 def hashes(address: str, config: Config) -> dict[str, str]:
@@ -54,8 +51,10 @@ def hashes(address: str, config: Config) -> dict[str, str]:
     return {name: run.require(name, job="pipeline").content_hash for name in names}
 
 
-def test_the_pipeline_submitted_to_two_nodes_makes_what_it_makes_here(two_nodes, s3, experiment, tmp_path, ray_cluster):
-    config, options = experiment
+def test_the_pipeline_submitted_to_two_nodes_makes_what_it_makes_here(two_nodes, s3, options, tmp_path, finished_run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert load_config([*options, "--run_dir", finished_run.run_dir]) == finished_run
     shared = str(tmp_path / "checkpoints")
     options = [
         *options,
@@ -69,19 +68,17 @@ def test_the_pipeline_submitted_to_two_nodes_makes_what_it_makes_here(two_nodes,
     done = submit(two_nodes, "python", "jobs/pipeline.py", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout and "Plan: 2 nodes, 2 CPU" in done.stdout
-    pipeline.run(config)
-    found = hashes(f"{s3}/demo", config)
-    assert found == hashes(config.run_dir, config)
+    found = hashes(f"{s3}/demo", finished_run)
+    assert found == hashes(finished_run.run_dir, finished_run)
     assert len(found) > 6
 
     again = submit(two_nodes, "python", "jobs/pipeline.py", *options)
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("nothing: it is made") == 6
-    assert hashes(f"{s3}/demo", config) == found
+    assert hashes(f"{s3}/demo", finished_run) == found
 
 
-def test_jobs_one_after_another_with_what_they_are_written_down(two_nodes, s3, experiment):
-    _, options = experiment
+def test_jobs_one_after_another_with_what_they_are_written_down(two_nodes, s3, options):
     command = [sys.executable, "jobs/submit.py", "prepare", "select", "--", *options, "--run_dir", f"{s3}/chained"]
     done = subprocess.run(
         command, cwd=ROOT, env=two_nodes.environment, capture_output=True, text=True, timeout=JOB_S, check=False
@@ -127,9 +124,8 @@ def test_a_bucket_that_is_not_there(s3):
     assert not boto3.client("s3").list_objects_v2(Bucket="runs", Prefix="run/").get("Contents")
 
 
-def test_another_configs_artifacts_on_s3_are_refused(two_nodes, s3, experiment):
-    config, _ = experiment
-    other = config.model_copy(update={"run_dir": f"{s3}/demo", "seed": 5})
+def test_another_configs_artifacts_on_s3_are_refused(two_nodes, s3, finished_run):
+    other = finished_run.model_copy(update={"run_dir": f"{s3}/demo", "seed": 5})
     with pytest.raises(ArtifactError, match=r"s3://runs/demo/prepared: made with seed = 0, this config has 5"):
         preflight.check_artifacts(other, RunDirectory(other.run_dir), "pipeline")
 

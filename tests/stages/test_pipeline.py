@@ -11,20 +11,8 @@ import pytest
 
 from scpo_ray import model_files, models
 from scpo_ray.artifacts import RunDirectory
-from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, TrainingError
 from scpo_ray.stages import evaluate, pipeline, prepare, score, select, train, train_global
-from tests.conftest import TINY
-
-
-@pytest.fixture(scope="module")
-def finished_run(ray_cluster, tmp_path_factory) -> Config:
-    """A small atlas run with SCPO and one control, from nothing to report."""
-    run_dir = str(tmp_path_factory.mktemp("pipeline") / "run")
-    sections = {"select": {"controls": ["none"]}, "score": {"precision": "float32"}}
-    config = Config(run_dir=run_dir, **TINY, **sections, report={"title": "A small world"})
-    assert pipeline.run(config) == f"{run_dir}/report.html"
-    return config
 
 
 def test_every_artifact_is_there_with_its_manifest(finished_run):

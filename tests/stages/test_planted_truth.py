@@ -13,6 +13,7 @@ from scpo_ray.reporting.page import Page
 from scpo_ray.stages import pipeline
 from scpo_ray.stages.report import gather
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ALIKE, LITTLE, MUCH, FEW, LONE = "Brevia", "Calder Isles", "Dorvia", "Østmark", "Fenland"
 TURNED = (0, 1, 3, 3, 3)
 ANNOTATORS = (40, 40, 40, 8, 2)
