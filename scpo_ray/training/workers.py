@@ -99,11 +99,12 @@ def check_resources(config: OptimizationConfig, num_groups: int) -> None:
     has = ray.cluster_resources()
     num_workers = config.fewest_workers * num_groups
     wanted = {"CPU": config.cpus_per_worker * num_workers, "GPU": float(num_workers) if config.use_gpu else 0.0}
+    setting = "num_workers" if config.fewest_workers == config.num_workers else "min_workers"
     for resource, amount in wanted.items():
         if amount > has.get(resource, 0.0):
             raise TrainingError(
                 f"{num_workers} training workers need {amount:g} {resource}, the cluster has {has.get(resource, 0.0):g}; "
-                "lower num_workers (or min_workers) or cpus_per_worker, or start Ray with more"
+                f"lower {setting} or cpus_per_worker, or start Ray with more"
             )
 
 
