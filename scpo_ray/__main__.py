@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _price(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: a price is a number from 0 on")
     return value

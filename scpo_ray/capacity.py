@@ -44,9 +44,9 @@ def capacity(log_format: Literal["text", "json"] = "text") -> Capacity:
         ClusterError: the cluster cannot be reached.
     """
     address = os.environ.get("RAY_ADDRESS")
-    if not address and not ray.is_initialized():
-        return Capacity((_this_machine(),), "this machine")
-    if address and not ray.is_initialized():
+    if not ray.is_initialized():
+        if not address:
+            return Capacity((_this_machine(),), "this machine")
         _check_reachable(address)
     try:
         connect(log_format)

@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 from scpo_ray.artifacts import storage_errors
+from scpo_ray.config import LearnerConfig
 from scpo_ray.ppo.learners import Learners
+from scpo_ray.training.task import newest_checkpoint, refuse_other_layout
 
 FOLDER = "policy_checkpoints"
 """In the run directory; apart from reward models' checkpoints, which go when all of those are trained."""
@@ -20,6 +22,24 @@ class PolicyCheckpoints:
         """The last complete checkpoint."""
         found = sorted(self._folder.glob("step_*")) if self._folder.is_dir() else []
         return found[-1] if found else None
+
+    def refuse_other_layout(self, config: LearnerConfig, section: str) -> None:
+        """Before learners start that could not read it.
+
+        Args:
+            section: of the settings, for the message.
+
+        Raises:
+            TrainingError: another number of learners wrote the newest, or another ZeRO stage.
+        """
+        refuse_other_layout(
+            newest_checkpoint(self._folder),
+            config.num_learners,
+            config.zero_stage,
+            section=f"{section}.",
+            ranks="num_learners",
+            is_elastic=False,
+        )
 
     def save(self, learners: Learners, step: int, state: dict) -> None:
         """Write the checkpoint after `step` steps, then drop older ones.

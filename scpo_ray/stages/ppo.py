@@ -37,7 +37,7 @@ from scpo_ray.stages.community_models import scales
 from scpo_ray.stages.policy_plan import Plan, held_out_name, make_plan, training_prompts
 from scpo_ray.stages.train_global import check_checkpoint_dir
 from scpo_ray.training.policy_card import policy_card
-from scpo_ray.training.task import checkpoints_of, newest_checkpoint, refuse_other_layout
+from scpo_ray.training.task import checkpoints_of
 
 
 def run(config: Config) -> str:
@@ -54,15 +54,7 @@ def run(config: Config) -> str:
     tracking.check(config.ppo.loggers)
     plan = make_plan(config, directory)
     for recipe in plan.missing.values():
-        found = newest_checkpoint(_checkpoint_folder(config, directory, recipe))
-        refuse_other_layout(
-            found,
-            config.ppo.num_learners,
-            config.ppo.zero_stage,
-            section="ppo.",
-            ranks="num_learners",
-            is_elastic=False,
-        )
+        _checkpoints(config, directory, recipe).refuse_other_layout(config.ppo, "ppo")
     if plan.missing or policy_evaluation.is_missing(config, directory, plan):
         connect(config.log_format)
         placement.check(placement.layout(config.ppo), ray.cluster_resources())
@@ -82,8 +74,9 @@ def run(config: Config) -> str:
     return policy_page.write(config, directory, plan)
 
 
-def _checkpoint_folder(config: Config, directory: RunDirectory, recipe: Recipe) -> Path:
-    return checkpoints_of(recipe, FOLDER, run_address=directory.absolute_address, place=config.ppo.checkpoint_dir)
+def _checkpoints(config: Config, directory: RunDirectory, recipe: Recipe) -> PolicyCheckpoints:
+    place = config.ppo.checkpoint_dir
+    return PolicyCheckpoints(checkpoints_of(recipe, FOLDER, run_address=directory.absolute_address, place=place))
 
 
 class Controller:
@@ -109,7 +102,7 @@ class Controller:
             max_tokens=config.format.max_tokens,
             vocab_size=len(self.tokenizer),
         )
-        self.checkpoints = PolicyCheckpoints(_checkpoint_folder(config, directory, recipe))
+        self.checkpoints = _checkpoints(config, directory, recipe)
         self.step = 0
         self.kl = kl_controller(self.ppo)
         self.history: list[dict[str, float]] = []

@@ -30,7 +30,7 @@ from scpo_ray.stages.prepare import check_known
 from scpo_ray.stages.train_global import check_checkpoint_dir
 from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.policy_card import policy_card
-from scpo_ray.training.task import checkpoints_of, newest_checkpoint, refuse_other_layout
+from scpo_ray.training.task import checkpoints_of
 
 _INITIAL = f"{FOLDER}/initial_policy"
 
@@ -72,10 +72,9 @@ def run(config: Config) -> Manifest:
     start = model_files.resolve(address)
     lesson = read_lesson(config, directory, start)
     folder = checkpoints_of(recipe, FOLDER, run_address=directory.absolute_address, place=config.sft.checkpoint_dir)
-    found, learners = newest_checkpoint(folder), config.sft.num_learners
-    refuse_other_layout(found, learners, config.sft.zero_stage, section="sft.", ranks="num_learners", is_elastic=False)
-    connect(config.log_format)
     checkpoints = PolicyCheckpoints(folder)
+    checkpoints.refuse_other_layout(config.sft, "sft")
+    connect(config.log_format)
     threads = config.sft.threads_per_learner or max(1, (os.cpu_count() or 1) // config.sft.num_learners)
     with (
         reserved(config.sft, ("learner",)) as placement,

@@ -114,7 +114,7 @@ def checkpoint_folder(task: TrainingTask) -> Path:
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """The newest of an unfinished training."""
+    """One of an unfinished training, and who wrote it."""
 
     folder: Path
     num_ranks: int
@@ -128,7 +128,7 @@ def newest_checkpoint(folder: Path) -> FoundCheckpoint | None:
 
 
 def checkpoint_in(folder: Path) -> FoundCheckpoint:
-    """That which a `step_N` is.
+    """What a folder `step_N` holds.
 
     Raises:
         TrainingError: it does not say its ZeRO stage.

@@ -53,9 +53,7 @@ class Trainer:
         )
         models.keep_head_float32(model)
         # With fewer ranks than configured, each takes more parts: they grow no larger than its memory was meant for.
-        self.accumulation_steps = (
-            max(1, math.ceil(self.config.num_workers / self.world_size)) * self.config.accumulation_steps
-        )
+        self.accumulation_steps = math.ceil(self.config.num_workers / self.world_size) * self.config.accumulation_steps
         self.engine = engines.make_engine(
             model,
             self.config,
