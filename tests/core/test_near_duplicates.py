@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,35 @@ def test_blocks_of_the_product_change_nothing(texts):
     whole = near_duplicate_groups(texts, similarity=0.6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "_ROWS_PER_PRODUCT", 3)
+        patch.setattr(near_duplicates, "_PAIRS_PER_CHECK", 2)
         assert near_duplicate_groups(texts, similarity=0.6) == whole
+
+
+def test_most_pairs_are_never_looked_at():
+    draw = np.random.default_rng(5)
+    vocabulary = [f"word{number}" for number in range(5000)]
+    prompts = [" ".join(draw.choice(vocabulary, size=12, p=_zipf(5000))) for _ in range(2000)]
+    prompts += [f"{prompt} please" for prompt in prompts[:50]]  # 25 grams of 27 in common at most: cosine 0.94 and above
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_duplicates.csr_matrix, "multiply", _counting(near_duplicates.csr_matrix.multiply, seen))
+        groups = near_duplicate_groups(prompts, similarity=0.85)
+    assert groups[2000:] == groups[:50]
+    assert len(set(groups)) == 2000
+    assert sum(seen) < 0.01 * len(prompts) ** 2 / 2
+
+
+def _zipf(size: int) -> np.ndarray:
+    weights = 1 / np.arange(1, size + 1)
+    return weights / weights.sum()
+
+
+def _counting(multiply, seen):
+    def counted(self, other):
+        seen.append(self.shape[0])
+        return multiply(self, other)
+
+    return counted
 
 
 def test_cosine_by_hand():
