@@ -54,8 +54,6 @@ def connect(log_format: Literal["text", "json"] = "text") -> None:
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the search keeps records of its own
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the job, it is no result
-    # Ten times this is how long a group of workers waits for nodes, which an autoscaler may have to start (60 by default).
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune announces its experiment on stdout, whatever its verbosity
 }
 

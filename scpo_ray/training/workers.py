@@ -26,6 +26,9 @@ from scpo_ray.training.task import Observation, StepReport, TrainingTask, checkp
 _POLL_S = 0.5
 _IDLE_S = 0.1
 _LONGEST_WAIT_S = 60.0
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_OWN_START_TIMEOUT_S = os.environ.get(_START_TIMEOUT)
+"""What the user says; wins."""
 
 
 def run_tasks(
@@ -115,7 +118,9 @@ def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *
         TorchTrainer,
     )
 
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(config.collective_timeout_s)  # its controller reads it
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(config.collective_timeout_s)  # its controller reads these
+    start_timeout_s, num_starts = _patience(config)
+    os.environ[_START_TIMEOUT] = _OWN_START_TIMEOUT_S or f"{start_timeout_s:g}"
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {})
     return TorchTrainer(
         train_fn,
@@ -129,10 +134,18 @@ def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *
             storage_path=str(bookkeeping),
             failure_config=FailureConfig(
                 max_failures=(config.max_failures + 1) * num_tasks,
-                controller_failure_limit=10,  # workers that die while starting; without it Ray tries for ever
+                controller_failure_limit=num_starts,  # workers that die while starting, too; without it Ray tries for ever
             ),
         ),
     )
+
+
+def _patience(config: OptimizationConfig) -> tuple[float, int]:
+    """How long a group waits for nodes, which an autoscaler may have to start, and how often.
+
+    One that could be smaller asks often how much room there is: what Ray knows about lost nodes is 20 s old at worst.
+    """
+    return (60.0, 100) if config.fewest_workers < config.num_workers else (600.0, 10)
 
 
 def _group_size(config: OptimizationConfig) -> int | tuple[int, int]:

@@ -129,6 +129,9 @@ def submitted(cluster: Cluster, command: list[str]) -> Iterator[tuple[subprocess
         )
     try:
         yield job, output
+    except AssertionError as error:
+        error.add_note(output.read_text()[-8000:])
+        raise
     finally:
         job.kill()
         job.wait()
