@@ -81,7 +81,8 @@ def _prefixes(vectors: csr_matrix, similarity: float) -> csr_matrix:
     Two unit vectors whose rarest common column is in the rest of either have a cosine of at most that rest's norm. So
     rows that are similar enough share a column of both their prefixes.
     """
-    starts = range(0, vectors.shape[0], _ROWS_PER_PRODUCT)  # sums over a few rows only: rounding stays far below the slack
+    # Sums over a few rows only: rounding stays far below the slack.
+    starts = range(0, vectors.shape[0], _ROWS_PER_PRODUCT)
     rest = np.concatenate([_squared_rests(vectors[start : start + _ROWS_PER_PRODUCT]) for start in starts])
     needed = rest >= (similarity - _ROUNDING) ** 2 - _ROUNDING
     counts = np.concatenate([[0], np.cumsum(needed)])[vectors.indptr]
@@ -91,4 +92,5 @@ def _prefixes(vectors: csr_matrix, similarity: float) -> csr_matrix:
 def _squared_rests(vectors: csr_matrix) -> np.ndarray:
     """For every entry the squared norm of itself and what comes after it in its row."""
     until = np.concatenate([[0.0], np.cumsum(vectors.data**2)])
-    return np.repeat(until[vectors.indptr[1:]], np.diff(vectors.indptr)) - until[:-1]
+    rests: np.ndarray = np.repeat(until[vectors.indptr[1:]], np.diff(vectors.indptr)) - until[:-1]
+    return rests

@@ -79,13 +79,48 @@ class Dataset:
     """How a community's answers spread over a question's options (columns OPTION_SHARES, groups and splits unset)."""
 
 
+_ROWS_AS_OBJECTS = 1 << 14
+
+
+class _Rows:
+    """Rows of distinct ids, packed into Arrow as they come: as Python objects they would take several times the space.
+
+    Args:
+        schema: the columns, the id first.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._identifiers: set[str] = set()
+        self._newest: list[dict] = []
+        self._packed = [schema.empty_table()]
+
+    def __contains__(self, identifier: str) -> bool:
+        return identifier in self._identifiers
+
+    def add(self, row: dict) -> None:
+        """One row, whose id is new."""
+        self._identifiers.add(row[self._schema.names[0]])
+        self._newest.append(row)
+        if len(self._newest) == _ROWS_AS_OBJECTS:
+            self._pack()
+
+    def table(self) -> pa.Table:
+        """All of them, in the order that they came in."""
+        self._pack()
+        return pa.concat_tables(self._packed)
+
+    def _pack(self) -> None:
+        self._packed.append(table(self._newest, self._schema))
+        self._newest = []
+
+
 class DatasetBuilder:
     """Collects responses and pairs; merges a response that occurs twice in one context."""
 
     def __init__(self, source: str) -> None:
         self.ledger = RowLedger(source)
-        self._responses: dict[str, dict] = {}
-        self._pairs: dict[str, dict] = {}
+        self._responses, self._pairs = _Rows(RESPONSES), _Rows(PAIRS)
         self._option_shares: list[dict] = []
 
     def add_response(self, *, context: Sequence[Message], response: str, interaction_id: str, prompt_id: str) -> str:
@@ -94,13 +129,15 @@ class DatasetBuilder:
         self.ledger.responses_mentioned += 1
         if identifier not in self._responses:
             self.ledger.responses += 1
-            self._responses[identifier] = {
-                "response_id": identifier,
-                "interaction_id": interaction_id,
-                "context": list(context),
-                "response": response,
-                "prompt_id": prompt_id,
-            }
+            self._responses.add(
+                {
+                    "response_id": identifier,
+                    "interaction_id": interaction_id,
+                    "context": list(context),
+                    "response": response,
+                    "prompt_id": prompt_id,
+                }
+            )
         return identifier
 
     def add_pair(
@@ -126,18 +163,20 @@ class DatasetBuilder:
         if pair_id in self._pairs:
             self.ledger.excluded["duplicate pairs"] += 1
             return pair_id
-        self._pairs[pair_id] = {
-            "pair_id": pair_id,
-            "interaction_id": interaction_id,
-            "community": community,
-            "annotator_id": annotator_id,
-            "prompt_id": prompt_id,
-            "chosen_id": chosen_id,
-            "rejected_id": rejected_id,
-            "score_chosen": score_chosen,
-            "score_rejected": score_rejected,
-            "source": self.ledger.source,
-        }
+        self._pairs.add(
+            {
+                "pair_id": pair_id,
+                "interaction_id": interaction_id,
+                "community": community,
+                "annotator_id": annotator_id,
+                "prompt_id": prompt_id,
+                "chosen_id": chosen_id,
+                "rejected_id": rejected_id,
+                "score_chosen": score_chosen,
+                "score_rejected": score_rejected,
+                "source": self.ledger.source,
+            }
+        )
         return pair_id
 
     def add_option_shares(self, *, community: str, prompt_id: str, shares: Mapping[str, float]) -> None:
@@ -152,8 +191,8 @@ class DatasetBuilder:
     def build(self, *, pair_truth: pa.Table | None = None, response_truth: pa.Table | None = None) -> Dataset:
         """The finished data set; splits and prompt groups come later, in `prepare`."""
         return Dataset(
-            responses=table(self._responses.values(), RESPONSES),
-            pairs=table(self._pairs.values(), PAIRS),
+            responses=self._responses.table(),
+            pairs=self._pairs.table(),
             ledger=self.ledger,
             pair_truth=pair_truth,
             response_truth=response_truth,

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,6 +19,7 @@ from scpo_ray.errors import ConfigError, DataError
 from scpo_ray.records import OPTION_SHARES, REJECTED_ROWS, content_id, table
 from scpo_ray.stages import recipes
 
+_CONTEXTS_AT_ONCE = 16_384
 DEFAULT_MAJORITY = ("United States", "United Kingdom", atlas.MAJORITY)
 
 
@@ -60,31 +62,20 @@ def run(config: Config) -> Manifest:
 
 def count_leakage(pairs: pa.Table) -> dict[str, dict[str, float]]:
     """For validation and test: share of pairs whose annotator, prompt, prompt group or response occurs in training."""
-    columns = ("annotator_id", "prompt_id", "prompt_group", "chosen_id", "rejected_id")
-    splits = {
-        split: pairs.filter(pc.equal(pairs["split"], split)).select(columns).to_pydict()
-        for split in ("train", "validation", "test")
-    }
-    train = splits["train"]
-    seen = {
-        "annotator": set(train["annotator_id"]) - {None},
-        "prompt": set(train["prompt_id"]),
-        "prompt_group": set(train["prompt_group"]),
-        "response": {*train["chosen_id"], *train["rejected_id"]},
-    }
+    train = pairs.filter(pc.equal(pairs["split"], "train"))
+    seen = {column: pc.unique(train[column]).drop_null() for column in ("annotator_id", "prompt_id", "prompt_group")}
+    responses = pc.unique(pa.chunked_array([*train["chosen_id"].chunks, *train["rejected_id"].chunks], pa.string()))
     leakage = {}
     for split in ("validation", "test"):
-        rows = splits[split]
-        size = max(len(rows["prompt_id"]), 1)
-        both = zip(rows["chosen_id"], rows["rejected_id"], strict=True)
+        rows = pairs.filter(pc.equal(pairs["split"], split))
+        found = {
+            f"{column.removesuffix('_id')}_in_train": pc.is_in(rows[column], values) for column, values in seen.items()
+        }
+        both = (pc.is_in(rows[column], responses) for column in ("chosen_id", "rejected_id"))
+        found["both_responses_in_train"] = pc.and_(*both)
         leakage[split] = {
-            f"{kind}_in_train": round(sum(value in seen[kind] for value in rows[f"{column}"]) / size, 6)
-            for kind, column in (
-                ("annotator", "annotator_id"),
-                ("prompt", "prompt_id"),
-                ("prompt_group", "prompt_group"),
-            )
-        } | {"both_responses_in_train": round(sum({*ids} <= seen["response"] for ids in both) / size, 6)}
+            name: round((pc.sum(is_there).as_py() or 0) / max(len(rows), 1), 6) for name, is_there in found.items()
+        }
     return leakage
 
 
@@ -130,10 +121,12 @@ def _read(name: str, config: Config) -> Dataset:
 def _unique_responses(tables: Sequence[pa.Table]) -> pa.Table:
     """One row per response id; the first source that has it wins."""
     responses = pa.concat_tables(tables)
-    first: dict[str, int] = {}
-    for index, identifier in enumerate(responses["response_id"].to_pylist()):
-        first.setdefault(identifier, index)
-    return responses.take(pa.array(sorted(first.values()))) if len(first) < len(responses) else responses
+    identifiers = responses["response_id"]
+    if pc.count_distinct(identifiers).as_py() == len(responses):
+        return responses
+    numbered = pa.table({"response_id": identifiers, "row": pa.array(range(len(responses)))})
+    first = numbered.group_by("response_id").aggregate([("row", "min")])["row_min"]
+    return responses.take(first.take(pc.array_sort_indices(first.combine_chunks())))
 
 
 def _choose_communities(pairs: pa.Table, config: PrepareConfig) -> tuple[list[str], pa.Table]:
@@ -157,12 +150,7 @@ def _choose_communities(pairs: pa.Table, config: PrepareConfig) -> tuple[list[st
 
 def _with_groups_and_splits(pairs: pa.Table, responses: pa.Table, config: PrepareConfig) -> pa.Table:
     """Fill `prompt_group` and `split`."""
-    contexts = dict(zip(responses["response_id"].to_pylist(), responses["context"].to_pylist(), strict=True))
-    prompts: dict[str, str] = {}
-    for prompt_id, chosen_id in zip(pairs["prompt_id"].to_pylist(), pairs["chosen_id"].to_pylist(), strict=True):
-        if prompt_id not in prompts:
-            turns = (message["content"] for message in contexts[chosen_id] if message["role"] == "user")
-            prompts[prompt_id] = " ".join(turns)
+    prompts = _prompts(pairs, responses)
     numbers = near_duplicate_groups(list(prompts.values()), similarity=config.near_duplicate_similarity)
     members: dict[int, str] = {}
     group_of = {
@@ -184,6 +172,21 @@ def _with_groups_and_splits(pairs: pa.Table, responses: pa.Table, config: Prepar
     for name, values in (("prompt_group", groups), ("split", [split_of[unit] for unit in units])):
         pairs = pairs.set_column(pairs.schema.get_field_index(name), name, pa.array(values, pa.string()))
     return pairs
+
+
+def _prompts(pairs: pa.Table, responses: pa.Table) -> dict[str, str]:
+    """prompt_id -> what its user said, all turns, in the order of the first pair of each."""
+    encoded = pairs["prompt_id"].combine_chunks().dictionary_encode()
+    first_pairs = np.unique(encoded.indices.to_numpy(), return_index=True)[1]  # codes are given in order of appearance
+    chosen = pairs["chosen_id"].take(pa.array(first_pairs))
+    rows = pc.index_in(chosen, responses["response_id"].combine_chunks())
+    prompts: dict[str, str] = {}
+    for start in range(0, len(rows), _CONTEXTS_AT_ONCE):
+        part = slice(start, start + _CONTEXTS_AT_ONCE)
+        contexts = responses["context"].take(rows[part]).to_pylist()
+        for prompt_id, context in zip(encoded.dictionary[part].to_pylist(), contexts, strict=True):
+            prompts[prompt_id] = " ".join(message["content"] for message in context if message["role"] == "user")
+    return prompts
 
 
 def _split_units(pairs: pa.Table, groups: Sequence[str], split_by: str) -> list[str]:
@@ -253,7 +256,8 @@ def _statistics(
         }
         for dataset in datasets
     }
-    counts = Counter(zip(pairs["community"].to_pylist(), pairs["split"].to_pylist(), strict=True))
+    numbers = pairs.group_by(["community", "split"]).aggregate([([], "count_all")]).to_pylist()
+    counts = Counter({(row["community"], row["split"]): row["count_all"] for row in numbers})
     communities = sorted({community for community, _ in counts})
     return {
         "majority": list(majority),

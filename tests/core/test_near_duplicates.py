@@ -35,7 +35,8 @@ def test_most_pairs_are_never_looked_at():
     draw = np.random.default_rng(5)
     vocabulary = [f"word{number}" for number in range(5000)]
     prompts = [" ".join(draw.choice(vocabulary, size=12, p=_zipf(5000))) for _ in range(2000)]
-    prompts += [f"{prompt} please" for prompt in prompts[:50]]  # 25 grams of 27 in common at most: cosine 0.94 and above
+    # 25 grams of 27 in common at most: cosine 0.94 and above.
+    prompts += [f"{prompt} please" for prompt in prompts[:50]]
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates.csr_matrix, "multiply", _counting(near_duplicates.csr_matrix.multiply, seen))
