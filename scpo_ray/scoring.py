@@ -12,9 +12,10 @@ from jaxtyping import Float32
 
 from scpo_ray import models
 from scpo_ray.config import FormatConfig
-from scpo_ray.core.batching import token_budget_batches
+from scpo_ray.core.batching import packed_batches, token_budget_batches
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter, TokenSequence
+from scpo_ray.packing import Packer, can_pack
 from scpo_ray.precision import uses_bfloat16
 from scpo_ray.records import Message
 from scpo_ray.scoring_cost import ScoringCost
@@ -36,7 +37,7 @@ class RewardScorer:
     Args:
         folder: the model, transformers format.
         format_config: how context and response become tokens.
-        tokens_per_batch: padded tokens of one forward pass.
+        tokens_per_batch: tokens of one forward pass, padding included.
         precision: auto takes bfloat16 where the device multiplies it natively; the reward head stays float32.
         device: where to compute; the GPU where there is one when unset.
         dropout: leave dropout on, as the published evaluation did.
@@ -59,6 +60,8 @@ class RewardScorer:
         self._model = loaded.model.to(self._device)
         self._model.train(dropout)
         models.keep_head_float32(self._model)
+        packs = self._device.type == "cpu" and not dropout and can_pack(self._model)
+        self._packer = Packer(self._model) if packs else None
         self._folder = folder
         self.formatter = Formatter(loaded.tokenizer, format_config)
         self._tokens_per_batch = tokens_per_batch
@@ -68,10 +71,17 @@ class RewardScorer:
     @torch.inference_mode()
     def forward(self, sequences: Sequence[TokenSequence]) -> Float32[np.ndarray, " sequences"]:
         """Rewards of one batch, one forward pass."""
-        inputs = self.formatter.pad(sequences)
         with self._turn, torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+            if self._packer is not None:
+                return self._packer.rewards(self._packer.pack(sequences)).float().numpy()
+            inputs = self.formatter.pad(sequences)
             logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
         return logits.float().squeeze(-1).cpu().numpy()
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches are computed without padding; they may mix lengths then."""
+        return self._packer is not None
 
     def score(self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Scores:
         """Rewards for each (context, response).
@@ -84,10 +94,14 @@ class RewardScorer:
         lengths = [len(sequence.input_ids) for sequence in sequences]
         rewards = np.empty(len(sequences), dtype=np.float32)
         cost = ScoringCost(num_responses=len(sequences), num_tokens=sum(lengths))
-        for batch in token_budget_batches(lengths, tokens_per_batch=self._tokens_per_batch):
+        batches = (packed_batches if self.packs else token_budget_batches)(
+            lengths, tokens_per_batch=self._tokens_per_batch
+        )
+        for batch in batches:
             rewards[batch] = self.forward([sequences[index] for index in batch])
             cost.num_forward_passes += 1
-            cost.num_padded_tokens += len(batch) * max(lengths[index] for index in batch)
+            sizes = [lengths[index] for index in batch]
+            cost.num_padded_tokens += sum(sizes) if self.packs else len(sizes) * max(sizes)
         self.check_finite(rewards, responses)
         return Scores(rewards, lengths, [sequence.truncated for sequence in sequences], cost)
 

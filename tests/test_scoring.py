@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from scpo_ray import models
+from scpo_ray import models, scoring
 from scpo_ray.config import FormatConfig, ModelConfig, ScoreConfig
 from scpo_ray.errors import DataError, ModelError
 from scpo_ray.formatting import Formatter
@@ -77,17 +77,30 @@ def test_rewards_equal_one_by_one_forwards(folder):
     assert shuffled.rewards.dtype == np.float32
 
 
-def test_each_response_is_in_exactly_one_forward_pass(folder):
+@pytest.fixture(params=["packed", "padded"])
+def scorer(request, folder, monkeypatch):
+    if request.param == "padded":
+        monkeypatch.setattr(scoring, "can_pack", lambda model: False)
+    made = _scorer(folder, tokens_per_batch=300)
+    assert made.packs == (request.param == "packed")
+    return made
+
+
+def test_each_response_is_in_exactly_one_forward_pass(folder, scorer):
     contexts, responses = _texts(40)
-    scorer = _scorer(folder, tokens_per_batch=300)
-    seen, padded = [], []
+    seen, computed = [], []
 
     def record(module, args, kwargs):
-        for ids, mask in zip(kwargs["input_ids"], kwargs["attention_mask"], strict=True):
-            seen.append(tuple(ids[mask.bool()].tolist()))
-        padded.append(kwargs["input_ids"].numel())
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        if scorer.packs:
+            starts = torch.nonzero(kwargs["position_ids"][0] == 0).flatten().tolist()
+            seen.extend(tuple(part.tolist()) for part in ids[0].tensor_split(starts[1:]))
+        else:
+            mask = kwargs["attention_mask"].bool()
+            seen.extend(tuple(row[own].tolist()) for row, own in zip(ids, mask, strict=True))
+        computed.append(ids.numel())
 
-    scorer._model.register_forward_pre_hook(record, with_kwargs=True)
+    scorer._model.base_model.register_forward_pre_hook(record, with_kwargs=True)
     scores = scorer.score(contexts, responses)
     sequences = Formatter(models.load_tokenizer(folder), FORMAT).format(contexts, responses)
     assert sorted(seen) == sorted(tuple(sequence.input_ids) for sequence in sequences)
@@ -95,16 +108,19 @@ def test_each_response_is_in_exactly_one_forward_pass(folder):
     assert scores.truncated == [sequence.truncated for sequence in sequences]
     assert any(scores.truncated)
     assert not all(scores.truncated)
-    assert max(padded) <= 300
+    assert max(computed) <= 300
     cost = scores.cost
-    assert (cost.num_responses, cost.num_forward_passes) == (40, len(padded))
-    assert (cost.num_tokens, cost.num_padded_tokens) == (sum(scores.num_tokens), sum(padded))
+    assert (cost.num_responses, cost.num_forward_passes) == (40, len(computed))
+    assert (cost.num_tokens, cost.num_padded_tokens) == (sum(scores.num_tokens), sum(computed))
+    np.testing.assert_allclose(scores.rewards, _one_by_one(folder, contexts, responses), atol=1e-5)
 
 
-def test_padding_is_below_five_percent(bert):
+def test_padding_is_below_five_percent(bert, monkeypatch):
     contexts, responses = _texts(ScoreConfig().window)
-    scores = _scorer(bert, tokens_per_batch=ScoreConfig().tokens_per_batch).score(contexts, responses)
-    assert 0 < scores.cost.padding_share < 0.05
+    settings = {"tokens_per_batch": ScoreConfig().tokens_per_batch}
+    assert _scorer(bert, **settings).score(contexts, responses).cost.padding_share == 0
+    monkeypatch.setattr(scoring, "can_pack", lambda model: False)
+    assert 0 < _scorer(bert, **settings).score(contexts, responses).cost.padding_share < 0.05
 
 
 def test_nothing_to_score(bert):

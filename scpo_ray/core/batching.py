@@ -13,10 +13,7 @@ def token_budget_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> li
     Raises:
         ValueError: a length or the budget is not positive.
     """
-    if tokens_per_batch < 1 or any(length < 1 for length in lengths):
-        raise ValueError(
-            f"lengths and tokens_per_batch must be positive, got {min(lengths, default=1)}, {tokens_per_batch}"
-        )
+    _check_positive(lengths, tokens_per_batch)
     batches: list[list[int]] = []
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -27,6 +24,30 @@ def token_budget_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> li
             batches.append([])
             longest = lengths[index]
         batches[-1].append(index)
+    return batches
+
+
+def packed_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> list[list[int]]:
+    """Indices in batches of at most `tokens_per_batch` tokens without padding, longest sequences first.
+
+    Batches end at an even share of the tokens: without that the last could hold a few only. A sequence longer than the
+    budget gets a batch of its own.
+
+    Raises:
+        ValueError: a length or the budget is not positive.
+    """
+    _check_positive(lengths, tokens_per_batch)
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    num_batches = max(1, -(-sum(lengths) // tokens_per_batch))
+    even = -(-sum(lengths) // num_batches)
+    batches: list[list[int]] = []
+    size = 0
+    for index in order:
+        if not batches or size >= even or size + lengths[index] > tokens_per_batch:
+            batches.append([])
+            size = 0
+        batches[-1].append(index)
+        size += lengths[index]
     return batches
 
 
@@ -59,3 +80,10 @@ def round_up(value: int, multiple: int) -> int:
 def padding_share(*, num_tokens: int, num_padded_tokens: int) -> float:
     """Share of the computed tokens that were padding, in [0, 1]; 0 where nothing was computed."""
     return 1 - num_tokens / num_padded_tokens if num_padded_tokens else 0.0
+
+
+def _check_positive(lengths: Sequence[int], tokens_per_batch: int) -> None:
+    if tokens_per_batch < 1 or any(length < 1 for length in lengths):
+        raise ValueError(
+            f"lengths and tokens_per_batch must be positive, got {min(lengths, default=1)}, {tokens_per_batch}"
+        )

@@ -1,20 +1,27 @@
 """Many communities on one base in memory: every row of a batch goes through its own low-rank adapters and reward head.
 
-A batch that mixes communities is one forward pass: per adapted layer two small batched products, the second of which adds
-to the base's output in place, y = W x + B_c A_c x, with c the row's community.
+A batch that mixes communities is one forward pass: per adapted layer y = W x + B_c A_c x, with c the row's community.
+
+- Padded batches: two small batched products, the second of which adds to the base's output in place.
+- Packed batches are sorted by community. One with many tokens in the batch gets its own W + B_c A_c for the moment, which
+  costs by the layer's size and not by the tokens; the others share the product with W, and each adds its update.
 """
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scpo_ray.config import FormatConfig
 from scpo_ray.errors import ModelError
@@ -24,10 +31,22 @@ from scpo_ray.scoring import RewardScorer
 _PREFIX = "base_model.model."
 
 
+class Segment(NamedTuple):
+    """Neighbouring rows of one community."""
+
+    community: int
+    start: int
+    end: int
+
+
 class Selection(threading.local):
     """Which adapter each row of the batch in progress takes; all layers of a bank look here, in the thread that computes."""
 
     rows: Tensor | None = None
+    """Of every sequence."""
+    segments: Mapping[int, Sequence[Segment]] | None = None
+    """Of a packed batch, the longest first: by the number of rows that a layer sees, which is that of the tokens or, where
+    only what a reward reads is computed, of the sequences."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,9 @@ class BankedUpdate(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "rows *length inputs"]) -> Float[Tensor, "rows *length outputs"]:
         """The base's output and each row's own update."""
+        return self._padded(inputs) if self._selection.segments is None else self._packed(inputs)
+
+    def _padded(self, inputs: Float[Tensor, "rows *length inputs"]) -> Float[Tensor, "rows *length outputs"]:
         rows = self._selection.rows
         assert rows is not None
         outputs = self.base(inputs)
@@ -109,6 +131,43 @@ class BankedUpdate(nn.Module):
         changed = outputs if outputs.dim() == 3 else outputs.unsqueeze(1)
         changed.baddbmm_(torch.bmm(states, downs.mT), ups.mT)
         return outputs
+
+    def _packed(self, inputs: Float[Tensor, "*one rows inputs"]) -> Float[Tensor, "*one rows outputs"]:
+        kind = computing_dtype(inputs)
+        num_outputs, num_inputs = self.base.weight.shape
+        states = inputs.reshape(-1, num_inputs).to(kind)
+        assert self._selection.segments is not None
+        segments = self._selection.segments[len(states)]
+        outputs = states.new_empty(len(states), num_outputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            alone = list(takewhile(lambda one: worth_merging(one.end - one.start, num_inputs, num_outputs), segments))
+            for community, start, end in alone:
+                weight = torch.addmm(self.base.weight, self.ups[community], self.downs[community])
+                outputs[start:end] = functional.linear(states[start:end], weight.to(kind), self._bias(kind))
+            shared = slice(alone[-1].end if alone else 0, len(states))
+            outputs[shared] = functional.linear(states[shared], self.base.weight.to(kind), self._bias(kind))
+            for community, start, end in segments[len(alone) :]:
+                down, up = self.downs[community].to(kind), self.ups[community].to(kind)
+                outputs[start:end].addmm_(states[start:end] @ down.mT, up.mT)
+        return outputs.view(*inputs.shape[:-1], num_outputs)
+
+    def _bias(self, kind: torch.dtype) -> Tensor | None:
+        return None if self.base.bias is None else self.base.bias.to(kind)
+
+
+def worth_merging(num_rows: int, num_inputs: int, num_outputs: int) -> bool:
+    """Whether W + B A costs less than adding B A x for so many rows.
+
+    In arithmetic it does from inputs x outputs / (inputs + outputs) rows on, whatever the rank; writing W + B A makes it
+    twice as many (measured on two CPU cores at 384 x 384 and 384 x 1536, benchmarks/serve/passes.py).
+    """
+    return num_rows * (num_inputs + num_outputs) >= 2 * num_inputs * num_outputs
+
+
+def computing_dtype(inputs: Tensor) -> torch.dtype:
+    """What a linear layer would compute these in: autocast's type, or their own."""
+    device = inputs.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
 
 
 class BankedLinear(nn.Module):
@@ -176,8 +235,21 @@ class AdapterScorer(RewardScorer):
     ) -> Float32[np.ndarray, " sequences"]:
         """Rewards of one batch, each sequence under its own community."""
         rows = [self._index[community] for community in communities]
-        self._selection.rows = torch.tensor(rows, device=self._device)
-        return self.forward(sequences)
+        if not self.packs:
+            self._selection.rows = torch.tensor(rows, device=self._device)
+            return self.forward(sequences)
+        num_tokens = Counter[int]()
+        for row, sequence in zip(rows, sequences, strict=True):
+            num_tokens[row] += len(sequence.input_ids)
+        order = sorted(range(len(rows)), key=lambda place: (-num_tokens[rows[place]], rows[place], place))
+        communities_in_order = list(dict.fromkeys(rows[place] for place in order))
+        self._selection.rows = torch.tensor([rows[place] for place in order])
+        self._selection.segments = {
+            sum(sizes.values()): _segments(communities_in_order, sizes) for sizes in (num_tokens, Counter(rows))
+        }
+        rewards = np.empty(len(rows), np.float32)
+        rewards[order] = self.forward([sequences[place] for place in order])
+        return rewards
 
     def _fit(self, folder: Path, adapters: Sequence[Adapter]) -> None:
         layers = dict(self._model.named_modules())
@@ -191,6 +263,11 @@ class AdapterScorer(RewardScorer):
                 banked = _updates(layer, name, adapters, self._selection)
             parent, _, child = name.rpartition(".")
             setattr(layers[parent], child, banked.to(self._device))
+
+
+def _segments(communities: Sequence[int], sizes: Mapping[int, int]) -> list[Segment]:
+    ends = list(accumulate(sizes[community] for community in communities))
+    return [Segment(community, end - sizes[community], end) for community, end in zip(communities, ends, strict=True)]
 
 
 def _updates(layer: nn.Linear, name: str, adapters: Sequence[Adapter], selection: Selection) -> BankedUpdate:

@@ -1,9 +1,10 @@
 """Forward passes shared by whoever asks at the same time: dynamic batches by token budget, over requests and communities.
 
-While batches are computed, what comes in waits; the next batch is built around whoever has waited longest, of sequences of
-similar length, so that little is padded and nobody starves. Batches never mix models, and mix communities freely where
-these share a base. A model that is not in memory is loaded on its turn, where it is computed: what is in memory stays
-bounded whatever is asked at once, and a caller who gives up costs nobody a second load.
+While batches are computed, what comes in waits; the next batch is built around whoever has waited longest, so that nobody
+starves. Where batches are padded, sequences of similar length join; where they are packed, the same community's do, and
+then the next's, since few communities with many tokens each cost less than many (adapters.py). Batches never mix models,
+and mix communities freely where these share a base. A model that is not in memory is loaded on its turn, where it is
+computed: what is in memory stays bounded whatever is asked at once, and a caller who gives up costs nobody a second load.
 
 On a CPU two passes run side by side on half the threads each: the threads of one pass wait for each other after every
 product, and whatever else runs on the machine makes them wait longer.
@@ -55,7 +56,7 @@ class Batcher:
 
     Args:
         models: what is in memory.
-        tokens_per_batch: padded tokens of one forward pass; a longer sequence goes alone.
+        tokens_per_batch: tokens of one forward pass, padding included; a longer sequence goes alone.
         max_queued: sequences that may wait.
         num_passes: forward passes at a time; while fewer run, each has more of the torch threads.
         num_threads: torch threads of all passes together.
@@ -139,32 +140,27 @@ class Batcher:
             future = loop.run_in_executor(self._threads, self._forward, batch, num_threads)
             await asyncio.wait([future])
             self._num_computing -= 1
-            self._note(batch, time.perf_counter() - start)
             error = future.exception()
+            rewards, is_packed = ((), False) if error is not None else future.result()
+            self._note(batch, time.perf_counter() - start, is_packed=is_packed)
             for place, item in enumerate(batch):
                 if item.answer.done():  # cancelled meanwhile
                     continue
                 if error is not None:
                     item.answer.set_exception(error)
                 else:
-                    item.answer.set_result(float(future.result()[place]))
+                    item.answer.set_result(float(rewards[place]))
 
     def _next(self) -> list[Item]:
-        """The sequence that has waited longest, and others of its model by nearness in length, within the budget."""
+        """The sequence that has waited longest, and others of its model, within the budget."""
         for key in list(self._queue):
             alive = [item for item in self._queue[key] if not item.answer.done()]
             if not alive:
                 del self._queue[key]
                 self._turns.pop(key, None)
                 continue
-            budget = self._budget()
-            first = alive[0]
-            batch, longest = [first], first.length
-            for item in sorted(alive[1:], key=lambda item: abs(item.length - first.length)):
-                longest = max(longest, item.length)
-                if longest * (len(batch) + 1) > budget:
-                    break
-                batch.append(item)
+            choose = _same_community_first if self.models.packs(alive[0].model) else _similar_length_first
+            batch = choose(alive, self._budget())
             chosen = set(map(id, batch))
             self._put_back(key, [item for item in alive if id(item) not in chosen], num_taken=len(batch))
             return batch
@@ -181,30 +177,61 @@ class Batcher:
             self._turns[key] = left
 
     def _budget(self) -> int:
-        """Padded tokens of the next batch: the configured ones, or less where little waits and several passes are free."""
+        """Tokens of the next batch: the configured ones, or less where little waits and several passes are free."""
         num_free = max(1, len(self._running) - self._num_computing)
         if num_free == 1:
             return self.tokens_per_batch
         waiting = sum(item.length for items in self._queue.values() for item in items)
         return min(self.tokens_per_batch, math.ceil(waiting / num_free))
 
-    def _note(self, batch: Sequence[Item], seconds: float) -> None:
+    def _note(self, batch: Sequence[Item], seconds: float, *, is_packed: bool) -> None:
         lengths = [item.length for item in batch]
         self.cost.num_forward_passes += 1
         self.cost.num_responses += len(batch)
         self.cost.num_tokens += sum(lengths)
-        self.cost.num_padded_tokens += max(lengths) * len(lengths)
+        self.cost.num_padded_tokens += sum(lengths) if is_packed else max(lengths) * len(lengths)
         self.busy_s += seconds
 
-    def _forward(self, batch: Sequence[Item], num_threads: int) -> np.ndarray:
-        """In a computing thread."""
+    def _forward(self, batch: Sequence[Item], num_threads: int) -> tuple[np.ndarray, bool]:
+        """In a computing thread: rewards, and whether nothing was padded."""
         torch.set_num_threads(num_threads)  # of this thread's own products
         sequences = [item.sequence for item in batch]
         with self.models.used(batch[0].model) as scorer:
             if isinstance(scorer, AdapterScorer):
-                return scorer.forward_for(sequences, [item.model.community for item in batch])
-            return scorer.forward(sequences)
+                communities = [item.model.community for item in batch]
+                return scorer.forward_for(sequences, communities), scorer.packs
+            return scorer.forward(sequences), scorer.packs
 
     def close(self) -> None:
         """End the threads once their batches are done."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _similar_length_first(waiting: Sequence[Item], budget: int) -> list[Item]:
+    """The first, and others by nearness in length while the padded batch is within the budget."""
+    first = waiting[0]
+    batch, longest = [first], first.length
+    for item in sorted(waiting[1:], key=lambda item: abs(item.length - first.length)):
+        longest = max(longest, item.length)
+        if longest * (len(batch) + 1) > budget:
+            break
+        batch.append(item)
+    return batch
+
+
+def _same_community_first(waiting: Sequence[Item], budget: int) -> list[Item]:
+    """The first and its community's; then other communities as they came, whole ones once half the budget is taken."""
+    together: dict[str, list[Item]] = {}
+    for item in waiting:
+        together.setdefault(item.model.community, []).append(item)
+    batch: list[Item] = []
+    size = 0
+    for items in together.values():
+        if 2 * size >= budget and size + sum(item.length for item in items) > budget:
+            break
+        for item in items:
+            if batch and size + item.length > budget:
+                return batch
+            batch.append(item)
+            size += item.length
+    return batch

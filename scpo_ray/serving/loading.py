@@ -43,6 +43,11 @@ class LoadedModels:
         """Keep a base for good."""
         self._bases[key] = scorer
 
+    def packs(self, model: ServedModel) -> bool:
+        """Whether a model computes batches without padding; false while it is not in memory."""
+        scorer = self._bases.get(model.key) or self._models.get(model.key)
+        return scorer is not None and scorer.packs
+
     @contextlib.contextmanager
     def used(self, model: ServedModel) -> Iterator[RewardScorer]:
         """The scorer of a model, loaded where it is not there, and kept while the block lasts.

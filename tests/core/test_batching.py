@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scpo_ray.core.batching import micro_batches, padding_share, round_up, token_budget_batches
+from scpo_ray.core.batching import micro_batches, packed_batches, padding_share, round_up, token_budget_batches
 
 lengths = st.lists(st.integers(1, 60), max_size=80)
 
@@ -43,6 +43,25 @@ def test_token_budget_batches_by_hand():
     assert token_budget_batches([], tokens_per_batch=10) == []
 
 
+@settings(max_examples=100, deadline=None)
+@given(lengths, st.integers(1, 200))
+def test_packed_batches_hold_every_index_once_within_the_budget(lengths, budget):
+    batches = packed_batches(lengths, tokens_per_batch=budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(sum(lengths[index] for index in batch) <= budget or len(batch) == 1 for batch in batches)
+    assert [lengths[index] for batch in batches for index in batch] == sorted(lengths, reverse=True)
+    for batch, following in pairwise(batches):
+        size, even = sum(lengths[index] for index in batch), -(-sum(lengths) // max(1, -(-sum(lengths) // budget)))
+        assert size >= even or size + lengths[following[0]] > budget
+
+
+def test_packed_batches_by_hand():
+    assert packed_batches([3, 9, 4, 4, 1], tokens_per_batch=12) == [[1], [2, 3, 0], [4]], "21 tokens: two even of 11"
+    assert packed_batches([5, 5, 5, 5, 5], tokens_per_batch=24) == [[0, 1, 2], [3, 4]], "not four and one"
+    assert packed_batches([50, 2], tokens_per_batch=10) == [[0], [1]]
+    assert packed_batches([], tokens_per_batch=10) == []
+
+
 def test_padding_is_small_on_realistic_lengths():
     drawn = np.clip(np.random.default_rng(0).lognormal(4.5, 0.8, 4096), 4, 512).astype(int).tolist()
     batches = token_budget_batches(drawn, tokens_per_batch=8192)
@@ -52,6 +71,8 @@ def test_padding_is_small_on_realistic_lengths():
 
 @pytest.mark.parametrize(("lengths", "budget"), [([3, 0], 8), ([3], 0), ([], 0), ([-1], 4)])
 def test_lengths_and_budget_must_be_positive(lengths, budget):
+    with pytest.raises(ValueError, match="must be positive"):
+        packed_batches(lengths, tokens_per_batch=budget)
     with pytest.raises(ValueError, match="must be positive"):
         token_budget_batches(lengths, tokens_per_batch=budget)
 

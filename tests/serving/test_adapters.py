@@ -7,11 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from scpo_ray import models
+from scpo_ray import models, scoring
 from scpo_ray.config import FormatConfig, ModelConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.scoring import RewardScorer
-from scpo_ray.serving.adapters import AdapterScorer
+from scpo_ray.serving import adapters
+from scpo_ray.serving.adapters import AdapterScorer, worth_merging
 
 TEXTS = ["i like it a lot .", "there is room for all boats .", "what do you think , honestly ?", "boats ."]
 CONTEXT = [{"role": "user", "content": "what do you think of the new harbour ?"}]
@@ -63,6 +64,36 @@ def test_a_batch_of_mixed_communities_gives_each_row_its_own_reward(saved):
     wanted = [expected[community][row] for community, row in zip(communities, rows, strict=True)]
     assert found.tolist() == pytest.approx(wanted, abs=1e-5)
     assert len({round(rewards[0], 3) for rewards in expected.values()}) == 4
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_communities_with_many_tokens_are_merged_for_the_moment(saved, is_packed, monkeypatch):
+    """Of three communities in a batch two are large enough for some layers; rewards are those of merged models."""
+    if not is_packed:
+        monkeypatch.setattr(scoring, "can_pack", lambda model: False)
+    scorer = scorer_of(saved)
+    sequences = scorer.formatter.format([CONTEXT] * len(TEXTS), TEXTS)
+    communities = ["0", "2"] * 40 + ["1"] * 8 + ["2"] * 20
+    rows = [place % len(TEXTS) for place in range(len(communities))]
+    merged = []
+
+    def judged(num_rows, num_inputs, num_outputs):
+        merged.append(worth_merging(num_rows, num_inputs, num_outputs))
+        return merged[-1]
+
+    monkeypatch.setattr(adapters, "worth_merging", judged)
+    found = scorer.forward_for([sequences[row] for row in rows], communities)
+    expected = {str(number): merged_rewards(saved / f"merged{number}") for number in range(3)}
+    wanted = [expected[community][row] for community, row in zip(communities, rows, strict=True)]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+    assert {*merged} == ({True, False} if is_packed else set())
+
+
+def test_merging_is_worth_it_from_twice_the_break_even_of_arithmetic():
+    assert worth_merging(384, 384, 384)
+    assert not worth_merging(383, 384, 384)
+    assert worth_merging(615, 384, 1536)
+    assert not worth_merging(614, 1536, 384)
 
 
 def test_two_threads_may_ask_at_the_same_time(saved):

@@ -12,10 +12,10 @@ import pytest
 from scpo_ray.config import FormatConfig
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
-from scpo_ray.formatting import Formatter
+from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.models import load_tokenizer
 from scpo_ray.scoring import RewardScorer
-from scpo_ray.serving.batching import Batcher
+from scpo_ray.serving.batching import Batcher, Item, _same_community_first
 from scpo_ray.serving.catalog import Catalog, ServedModel, stamp
 from scpo_ray.serving.loading import LoadedModels, load_models, load_whole
 from scpo_ray.serving.rewards import Rewards, Text
@@ -49,7 +49,7 @@ class Counting:
         counting.peak = max(counting.peak, len(counting.alive))
 
         class Watched:
-            formatter = scorer.formatter
+            formatter, packs = scorer.formatter, scorer.packs
 
             def forward(self, sequences):
                 return scorer.forward(sequences)
@@ -171,6 +171,8 @@ def test_two_passes_divide_what_waits_and_run_side_by_side(tiny_reward_model):
         scorer = load_whole(CONFIG, model)
 
         class Meeting:
+            packs = scorer.packs
+
             def forward(self, sequences):
                 met.wait()
                 sizes.append(len(sequences))
@@ -199,6 +201,8 @@ def test_a_model_has_its_turn_for_all_that_waited_when_it_began(tiny_reward_mode
         scorer = load_whole(CONFIG, model)
 
         class Noting:
+            packs = scorer.packs
+
             def forward(self, sequences):
                 order.append((model.community, len(sequences)))
                 return scorer.forward(sequences)
@@ -219,6 +223,37 @@ def test_a_model_has_its_turn_for_all_that_waited_when_it_began(tiny_reward_mode
 
     assert asyncio.run(run()) == 3
     assert order == [("c0", 2), ("c0", 2), ("c0", 2), ("c1", 2), ("c1", 2), ("c1", 1), ("c0", 2)]
+
+
+def waiting(*described: str) -> list[Item]:
+    """ "a3" is a sequence of three tokens that community a waits for."""
+    return [
+        Item(
+            ServedModel(name, "adapter", "folder", "hash", FormatConfig()),
+            TokenSequence([1] * int(length), None, False),
+            None,
+        )
+        for name, length in described
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (["a3", "b1", "a4", "b2"], ["a3", "a4"]),  # b would not fit whole, and half is taken
+        (["a3", "b1", "a4", "b2", "c1"], ["a3", "a4"]),
+        (["a3", "b1", "c5", "a4"], ["a3", "a4", "b1"]),
+        (["a2", "b5", "c1"], ["a2", "b5", "c1"]),
+        (["a2", "b5", "b3", "c1"], ["a2", "b5"]),  # less than half is taken: part of b
+        (["a9", "b1"], ["a9"]),  # longer than the budget, alone
+        (["a3", "a4", "a3"], ["a3", "a4"]),
+    ],
+)
+def test_packed_batches_hold_few_communities(asked, expected):
+    items = waiting(*asked)
+    batch = _same_community_first(items, 8)
+    assert batch[0] is items[0]
+    assert [f"{item.model.community}{item.length}" for item in batch] == expected
 
 
 @pytest.mark.parametrize("num_passes", [1, 2])

@@ -251,20 +251,20 @@ def test_passes_overlap_only_where_the_model_does_not_write(tmp_path, rope):
     counting = threading.Lock()
 
     def count(model):
-        forward = model.forward
+        forward = model.base_model.forward  # of padded and of packed batches
 
-        def counted(**inputs):
+        def counted(*inputs, **others):
             nonlocal inside, most
             with counting:
                 inside += 1
                 most = max(most, inside)
             time.sleep(0.03)
-            found = forward(**inputs)
+            found = forward(*inputs, **others)
             with counting:
                 inside -= 1
             return found
 
-        model.forward = counted
+        model.base_model.forward = counted
 
     found, expected = side_by_side(decoder(tmp_path, rope), [8, 90] * 4, count)
     assert most == (1 if rope in WRITING else 2)

@@ -1,0 +1,164 @@
+"""Forward passes without padding: a batch's sequences end to end in one row, and nothing computed that no reward reads.
+
+Every token goes through the linear layers once; attention runs within each sequence (those of equal length together).
+A reward reads one token of each sequence, the first of an encoder and the last of a decoder, so the last layer's MLP,
+most of that layer, is computed for these tokens alone. Rewards equal those of padded batches up to rounding.
+
+This is for CPUs and for architectures that take attention from transformers' registry and add nothing to it (no sliding
+windows, no biases by distance); others, and GPUs, get padded batches.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, PreTrainedModel
+
+from scpo_ray.formatting import TokenSequence
+from scpo_ray.models import writes_in_forward
+
+_ATTENTION = "scpo_packed"
+_ENCODERS = ("bert", "roberta", "xlm-roberta")
+_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences end to end."""
+
+    inputs: dict[str, Int[Tensor, "1 tokens"]]
+    """input_ids, position_ids, and token_type_ids where the model has them."""
+    lengths: list[int]
+    """Tokens of each sequence."""
+    read: Int[Tensor, " sequences"]
+    """Where each sequence's reward is read."""
+
+    @property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Neighbours of equal length: (first token, number of sequences, their length)."""
+        runs, start = [], 0
+        for length, group in groupby(self.lengths):
+            number = len(list(group))
+            runs.append((start, number, length))
+            start += number * length
+        return runs
+
+
+class Packer:
+    """Packed passes through one reward model, whose attention it replaces: from then on all its passes are packed.
+
+    Threads may share it.
+
+    Args:
+        model: one that `can_pack`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._is_encoder = model.config.model_type in _ENCODERS
+        self._first_position = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
+        self._here = threading.local()
+        AttentionInterface.register(_ATTENTION, _attend)
+        model.config._attn_implementation = _ATTENTION
+        self._narrow_last_layer()
+
+    def pack(self, sequences: Sequence[TokenSequence]) -> PackedBatch:
+        """One batch."""
+        lengths = [len(sequence.input_ids) for sequence in sequences]
+        ends = torch.tensor(list(accumulate(lengths)))
+        first = self._first_position
+        positions = [torch.arange(first, first + length) for length in lengths]
+        inputs = {
+            "input_ids": torch.tensor([[token for sequence in sequences for token in sequence.input_ids]]),
+            "position_ids": torch.cat(positions).unsqueeze(0),
+        }
+        if sequences[0].token_type_ids is not None:
+            inputs["token_type_ids"] = torch.tensor(
+                [[kind for sequence in sequences for kind in sequence.token_type_ids or ()]]
+            )
+        return PackedBatch(inputs, lengths, ends - torch.tensor(lengths) if self._is_encoder else ends - 1)
+
+    def rewards(self, batch: PackedBatch) -> Float[Tensor, " sequences"]:
+        """The reward head's output for every sequence."""
+        self._here.read = batch.read
+        try:
+            found = self._model.base_model(**batch.inputs, use_cache=False, runs=batch.runs)
+        finally:
+            self._here.read = None
+        states = found.last_hidden_state[0]
+        if not self._is_encoder:
+            rewards = self._model.score(states[batch.read])
+        elif self._model.config.model_type == "bert":
+            rewards = self._model.classifier(found.pooler_output)
+        else:
+            rewards = self._model.classifier(states.unsqueeze(1))
+        return rewards.reshape(-1)
+
+    def _narrow_last_layer(self) -> None:
+        base = self._model.base_model
+        if self._is_encoder:  # what comes out of the layer is narrow, and so is all that follows
+            last = base.encoder.layer[-1]
+            last.intermediate.register_forward_pre_hook(lambda _, inputs: (self._narrow(inputs[0]),))
+            last.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], self._narrow(inputs[1])))
+            if base.pooler is not None:  # takes the first token of every row
+                base.pooler.register_forward_pre_hook(lambda _, inputs: (inputs[0].transpose(0, 1),))
+        else:  # the layer adds its MLP to all tokens: zero where nobody reads
+            mlp = base.layers[-1].mlp
+            mlp.register_forward_pre_hook(lambda _, inputs: (self._narrow(inputs[0]),))
+            mlp.register_forward_hook(lambda _, __, output: self._spread(output))
+
+    def _narrow(self, states: Float[Tensor, "1 tokens hidden"]) -> Float[Tensor, "1 sequences hidden"]:
+        return states[:, self._here.read]
+
+    def _spread(self, states: Float[Tensor, "1 sequences hidden"]) -> Float[Tensor, "1 tokens hidden"]:
+        read = self._here.read
+        spread = states.new_zeros(1, int(read[-1]) + 1, states.shape[-1])
+        spread[:, read] = states
+        return spread
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether `Packer` computes this model as it is meant."""
+    config = model.config
+    layers = getattr(config, "layer_types", None) or ("full_attention",)
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return (
+        config.model_type in (*_ENCODERS, *_DECODERS)
+        and not getattr(config, "is_decoder", False)
+        and getattr(config, "position_embedding_type", "absolute") == "absolute"
+        and window is None
+        and set(layers) == {"full_attention"}
+        and not writes_in_forward(model)
+    )
+
+
+def _attend(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads tokens size"],
+    key: Float[Tensor, "1 kv_heads tokens size"],
+    value: Float[Tensor, "1 kv_heads tokens size"],
+    attention_mask: None,
+    *,
+    runs: Sequence[tuple[int, int, int]],
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[Float[Tensor, "1 tokens heads size"], None]:
+    """Attention within each sequence, by the signature of transformers' registry; no dropout."""
+    is_causal = bool(getattr(module, "is_causal", False))
+    enable_gqa = key.shape[1] != query.shape[1]
+    found = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+    for start, number, length in runs:
+        part = slice(start, start + number * length)
+        states = (
+            each[0, :, part].unflatten(1, (number, length)).transpose(0, 1) for each in (query, key, value)
+        )  # [sequences, heads, length, size]
+        attended = functional.scaled_dot_product_attention(
+            *states, scale=scaling, is_causal=is_causal, enable_gqa=enable_gqa
+        )
+        found[0, part].unflatten(0, (number, length)).copy_(attended.transpose(1, 2))
+    return found, None

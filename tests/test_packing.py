@@ -1,0 +1,113 @@
+"""Packed passes against each sequence through the model by itself, for every architecture that is packed."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from scpo_ray.formatting import TokenSequence
+from scpo_ray.packing import Packer, can_pack
+
+SIZES = {"vocab_size": 50, "hidden_size": 48, "num_hidden_layers": 3, "max_position_embeddings": 40, "pad_token_id": 1}
+HEADS = {"num_attention_heads": 4, "intermediate_size": 96, "num_labels": 1}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": None, "bos_token_id": None, "eos_token_id": 2}
+ARCHITECTURES = {
+    "bert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "llama": GROUPED,
+    "mistral": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+}
+LENGTHS = [1, 7, 7, 7, 30, 2, 16, 16, 5]
+
+
+def made(model_type, **changes):
+    config = AutoConfig.for_model(model_type, **SIZES, **HEADS, **ARCHITECTURES.get(model_type, {}) | changes)
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))  # fresh biases are zero, fresh norms one
+    return model
+
+
+def sequences_of(model):
+    draw = np.random.default_rng(0)
+    kinds = getattr(model.config, "type_vocab_size", 0)
+    return [
+        TokenSequence(
+            draw.integers(3, 50, length).tolist(),
+            draw.integers(0, kinds, length).tolist() if kinds else None,
+            False,
+        )
+        for length in LENGTHS
+    ]
+
+
+@torch.inference_mode()
+def alone(model, sequences):
+    rewards = []
+    for sequence in sequences:
+        inputs = {"input_ids": torch.tensor([sequence.input_ids])}
+        if sequence.token_type_ids is not None:
+            inputs["token_type_ids"] = torch.tensor([sequence.token_type_ids])
+        rewards.append(model(**inputs).logits.item())
+    return rewards
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_sequence_gets_the_reward_that_it_gets_alone(model_type):
+    model = made(model_type)
+    assert can_pack(model)
+    sequences = sequences_of(model)
+    expected = alone(model, sequences)
+    packer = Packer(model)
+    with torch.inference_mode():
+        found = packer.rewards(packer.pack(sequences)).tolist()
+        backwards = packer.rewards(packer.pack(sequences[::-1])).tolist()
+    assert found == pytest.approx(expected, abs=2e-5)
+    assert backwards[::-1] == pytest.approx(expected, abs=2e-5)
+    assert np.std(expected) > 0.1
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "llama", "qwen3"])
+def test_nothing_is_padded_and_the_last_mlp_sees_only_what_is_read(model_type):
+    model = made(model_type)
+    seen: dict[str, list[int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(
+                lambda _, inputs, __, name=name: seen.setdefault(name, []).append(inputs[0].shape[:-1].numel())
+            )
+    packer = Packer(model)
+    packer.rewards(packer.pack(sequences_of(model)))
+    is_last = {name: ".2.mlp." in name or ".2.intermediate." in name or ".2.output." in name for name in seen}
+    in_layers = [name for name in seen if ".layer" in name]
+    assert len(in_layers) == 3 * (7 if "llama" in model_type or "qwen" in model_type else 6)
+    for name in in_layers:
+        assert seen[name] == [len(LENGTHS) if is_last[name] else sum(LENGTHS)], name
+    assert sum(is_last.values()) == (2 if "bert" in model_type else 3)
+
+
+def test_neighbours_of_equal_length_attend_together():
+    packer = Packer(made("bert"))
+    batch = packer.pack(sequences_of(packer._model))
+    assert batch.runs == [(0, 1, 1), (1, 3, 7), (22, 1, 30), (52, 1, 2), (54, 2, 16), (86, 1, 5)]
+    assert batch.read.tolist() == [0, 1, 8, 15, 22, 52, 54, 70, 86]
+    assert Packer(made("llama")).pack(sequences_of(packer._model)).read.tolist() == [0, 7, 14, 21, 51, 53, 69, 85, 90]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("mistral", {"sliding_window": 8}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+        ("deberta-v2", {}),
+        ("gemma2", GROUPED | {"sliding_window": 8}),
+    ],
+)
+def test_what_attends_otherwise_is_padded(model_type, changes):
+    assert not can_pack(made(model_type, **changes))
