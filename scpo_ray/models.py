@@ -27,6 +27,7 @@ from scpo_ray.config import ModelConfig
 from scpo_ray.core.model_size import TransformerShape
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import pad_token_id
+from scpo_ray.narrowing import narrow_encoder
 
 _HEAD_NAMES = ("score", "classifier")
 ADAPTER = "adapter"
@@ -253,7 +254,11 @@ _PLAIN_MLP = ("bert", "roberta", "xlm-roberta", "deberta", "deberta-v2", "electr
 
 
 def prepare_for_training(model: PreTrainedModel, *, dropout: bool, gradient_checkpointing: bool) -> None:
-    """Train mode; with `dropout` off, every dropout probability is zero (checkpointing needs train mode all the same)."""
+    """Train mode; with `dropout` off, every dropout probability is zero (checkpointing needs train mode all the same).
+
+    Encoders' last layers compute from then on only what a reward reads.
+    """
+    narrow_encoder(model)
     if not dropout:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):

@@ -1,8 +1,8 @@
 """Forward passes without padding: a batch's sequences end to end in one row, and nothing computed that no reward reads.
 
 Every token goes through the linear layers once; attention runs within each sequence (those of equal length together).
-A reward reads one token of each sequence, the first of an encoder and the last of a decoder, so the last layer's MLP,
-most of that layer, is computed for these tokens alone. Rewards equal those of padded batches up to rounding.
+A reward reads one token of each sequence, so the last layer's MLP, most of that layer, is computed for these tokens alone
+(narrowing.py). Rewards equal those of padded batches up to rounding.
 
 This is for CPUs and for architectures that take attention from transformers' registry and add nothing to it (no sliding
 windows, no biases by distance); others, and GPUs, get padded batches.
@@ -21,6 +21,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from scpo_ray.formatting import TokenSequence
 from scpo_ray.models import writes_in_forward
+from scpo_ray.narrowing import narrow_decoder, narrow_encoder
 
 _ATTENTION = "scpo_packed"
 _ENCODERS = ("bert", "roberta", "xlm-roberta")
@@ -61,27 +62,47 @@ class Packer:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._is_encoder = model.config.model_type in _ENCODERS
-        self._first_position = (model.config.pad_token_id or 0) + 1 if "roberta" in model.config.model_type else 0
+        self._padding_position = (
+            model.base_model.embeddings.padding_idx if "roberta" in model.config.model_type else None
+        )
         self._here = threading.local()
         AttentionInterface.register(_ATTENTION, _attend)
         model.config._attn_implementation = _ATTENTION
-        self._narrow_last_layer()
+        if self._is_encoder:
+            narrow_encoder(model, lambda: self._here.read)
+            if getattr(model.base_model, "pooler", None) is not None:  # takes the first token of every row
+                model.base_model.pooler.register_forward_pre_hook(lambda _, inputs: (inputs[0].transpose(0, 1),))
+        else:
+            narrow_decoder(model.base_model.layers[-1], lambda: self._here.read)
 
     def pack(self, sequences: Sequence[TokenSequence]) -> PackedBatch:
         """One batch."""
         lengths = [len(sequence.input_ids) for sequence in sequences]
-        ends = torch.tensor(list(accumulate(lengths)))
-        first = self._first_position
-        positions = [torch.arange(first, first + length) for length in lengths]
+        ids = [torch.tensor(sequence.input_ids) for sequence in sequences]
         inputs = {
-            "input_ids": torch.tensor([[token for sequence in sequences for token in sequence.input_ids]]),
-            "position_ids": torch.cat(positions).unsqueeze(0),
+            "input_ids": torch.cat(ids).unsqueeze(0),
+            "position_ids": torch.cat([self._positions(each) for each in ids]).unsqueeze(0),
         }
         if sequences[0].token_type_ids is not None:
             inputs["token_type_ids"] = torch.tensor(
                 [[kind for sequence in sequences for kind in sequence.token_type_ids or ()]]
             )
-        return PackedBatch(inputs, lengths, ends - torch.tensor(lengths) if self._is_encoder else ends - 1)
+        starts = torch.tensor([0, *accumulate(lengths)][:-1])
+        return PackedBatch(inputs, lengths, starts + torch.tensor([self._read(each) for each in ids]))
+
+    def _positions(self, ids: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
+        """As transformers numbers them: RoBERTa counts what is not padding, wherever it stands."""
+        if self._padding_position is None:
+            return torch.arange(len(ids))
+        counts = ids != self._padding_position
+        return torch.cumsum(counts, 0) * counts + self._padding_position
+
+    def _read(self, ids: Int[Tensor, " tokens"]) -> int:
+        """As transformers pools them: a decoder's last token that is not the one it pads with, which may end every text."""
+        if self._is_encoder:
+            return 0
+        counts = torch.nonzero(ids != self._model.config.pad_token_id)
+        return int(counts[-1]) if len(counts) else 0
 
     def rewards(self, batch: PackedBatch) -> Float[Tensor, " sequences"]:
         """The reward head's output for every sequence."""
@@ -99,28 +120,6 @@ class Packer:
             rewards = self._model.classifier(states.unsqueeze(1))
         return rewards.reshape(-1)
 
-    def _narrow_last_layer(self) -> None:
-        base = self._model.base_model
-        if self._is_encoder:  # what comes out of the layer is narrow, and so is all that follows
-            last = base.encoder.layer[-1]
-            last.intermediate.register_forward_pre_hook(lambda _, inputs: (self._narrow(inputs[0]),))
-            last.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], self._narrow(inputs[1])))
-            if base.pooler is not None:  # takes the first token of every row
-                base.pooler.register_forward_pre_hook(lambda _, inputs: (inputs[0].transpose(0, 1),))
-        else:  # the layer adds its MLP to all tokens: zero where nobody reads
-            mlp = base.layers[-1].mlp
-            mlp.register_forward_pre_hook(lambda _, inputs: (self._narrow(inputs[0]),))
-            mlp.register_forward_hook(lambda _, __, output: self._spread(output))
-
-    def _narrow(self, states: Float[Tensor, "1 tokens hidden"]) -> Float[Tensor, "1 sequences hidden"]:
-        return states[:, self._here.read]
-
-    def _spread(self, states: Float[Tensor, "1 sequences hidden"]) -> Float[Tensor, "1 tokens hidden"]:
-        read = self._here.read
-        spread = states.new_zeros(1, int(read[-1]) + 1, states.shape[-1])
-        spread[:, read] = states
-        return spread
-
 
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether `Packer` computes this model as it is meant."""
@@ -130,6 +129,8 @@ def can_pack(model: PreTrainedModel) -> bool:
     return (
         config.model_type in (*_ENCODERS, *_DECODERS)
         and not getattr(config, "is_decoder", False)
+        and getattr(config, "is_causal", None) is None  # decoders that are told to look both ways
+        and not getattr(config, "chunk_size_feed_forward", 0)
         and getattr(config, "position_embedding_type", "absolute") == "absolute"
         and window is None
         and set(layers) == {"full_attention"}

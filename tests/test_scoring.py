@@ -1,6 +1,8 @@
 """Scores equal a plain forward pass, one response each, whatever they were batched with."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -121,6 +123,42 @@ def test_padding_is_below_five_percent(bert, monkeypatch):
     assert _scorer(bert, **settings).score(contexts, responses).cost.padding_share == 0
     monkeypatch.setattr(scoring, "can_pack", lambda model: False)
     assert 0 < _scorer(bert, **settings).score(contexts, responses).cost.padding_share < 0.05
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_on_a_cpu_two_passes_run_side_by_side_on_half_of_the_threads_each(bert, four_threads):
+    contexts, responses = _texts(24)
+    scorer = _scorer(bert, tokens_per_batch=200)
+    met, threads = threading.Barrier(2, timeout=30), []
+
+    def meet(module, args, kwargs):
+        threads.append(torch.get_num_threads())
+        if len(threads) <= 2:
+            met.wait()  # the first pass ends only once the second one runs
+
+    scorer._model.base_model.register_forward_pre_hook(meet, with_kwargs=True)
+    scores = scorer.score(contexts, responses)
+    np.testing.assert_allclose(scores.rewards, _one_by_one(bert, contexts, responses), atol=1e-5)
+    assert len(threads) == scores.cost.num_forward_passes > 3
+    assert set(threads) == {2}
+    assert torch.get_num_threads() == 4, "the caller's own"
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 4, "what threads begin with"
+
+
+def test_one_batch_has_all_threads(bert, four_threads):
+    threads = []
+    scorer = _scorer(bert, tokens_per_batch=None)
+    scorer._model.base_model.register_forward_pre_hook(lambda *_: threads.append(torch.get_num_threads()))
+    scorer.score(*_texts(4))
+    assert threads == [4]
 
 
 def test_nothing_to_score(bert):

@@ -1,8 +1,8 @@
 """Requests per second and latencies of the reward service on two cores, against two yardsticks.
 
-python -m benchmarks.serve FOLDER [ROUNDS]
+python -m benchmarks.serve FOLDER [ROUNDS] [SERVICE ...]      # all services, or some: plain adapters-1 full-50 ...
 
-- the ceiling: the bare scorer in a loop over the same texts, no HTTP;
+- the ceiling: the bare scorer over the same texts, one pass after the other on all threads, no HTTP;
 - one plain FastAPI process with one model, as other frameworks ship it.
 
 Services of 1, 7 and 50 communities, as adapters on one base and as whole models (4 of them in memory), at 1, 16 and 64 callers;
@@ -32,7 +32,10 @@ NUM_REQUESTS = {1: 40, 16: 160, 64: 256}
 THREADS = 2
 
 
-def main(folder: str, rounds: str = "3") -> None:
+SERVICES = ("plain", *(f"{kind}-{number}" for kind in ("adapters", "full") for number in NUMBERS))
+
+
+def main(folder: str, rounds: str = "3", *services: str) -> None:
     """Everything; the tables on stdout, all figures in FOLDER/serve.json."""
     place = Path(folder).absolute()
     seen: dict[str, list[Seen]] = defaultdict(list)
@@ -40,12 +43,14 @@ def main(folder: str, rounds: str = "3") -> None:
     memory: dict[str, float] = {}
     write_run(place / "adapters-1", 1, adapters=True)  # the yardsticks' model too
     for each in range(int(rounds)):
-        with_plain(place, each, seen)
-        for kind in ("adapters", "full"):
-            for number in NUMBERS:
-                ceilings.append(ceiling(place, seed=load_seed(each, 64)))
-                print(f"ceiling {ceilings[-1]:.1f} requests/s", flush=True)
-                with_service(place, kind, number, each, seen, memory)
+        for service in services or SERVICES:
+            ceilings.append(ceiling(place, seed=load_seed(each, 64)))
+            print(f"ceiling {ceilings[-1]:.1f} requests/s", flush=True)
+            if service == "plain":
+                with_plain(place, each, seen)
+            else:
+                kind, number = service.split("-")
+                with_service(place, kind, int(number), each, seen, memory)
         (place / "serve.json").write_text(
             json.dumps(
                 {"ceilings": ceilings, "seen": {k: [vars(s) for s in v] for k, v in seen.items()}, "memory": memory}
@@ -63,10 +68,11 @@ def ceiling(place: Path, *, seed: int) -> float:
 
 
 def bare(place: str, seed: int) -> float:
-    """The scorer of training time over one load's texts."""
+    """The scorer of training time over one load's texts: batch after batch, all threads in each."""
     import torch
 
     from scpo_ray.config import FormatConfig
+    from scpo_ray.core.batching import packed_batches
     from scpo_ray.scoring import RewardScorer
 
     torch.set_num_threads(THREADS)
@@ -79,7 +85,9 @@ def bare(place: str, seed: int) -> float:
         responses += texts
     scorer.score(contexts[:32], responses[:32])
     start = time.perf_counter()
-    scorer.score(contexts, responses)
+    sequences = scorer.formatter.format(contexts, responses)
+    for rows in packed_batches([len(sequence.input_ids) for sequence in sequences], tokens_per_batch=1024):
+        scorer.forward([sequences[row] for row in rows])
     return number / (time.perf_counter() - start)
 
 

@@ -20,8 +20,8 @@ class FormatConfig(Section):
 class ScoreConfig(Section):
     """Rewards of the global model for every response, each computed once."""
 
-    tokens_per_batch: int = Field(default=8192, ge=64, json_schema_extra=NOT_IDENTITY)
-    """Padded tokens of one forward pass."""
+    tokens_per_batch: int | None = Field(default=None, ge=64, json_schema_extra=NOT_IDENTITY)
+    """Tokens of one forward pass, padding included; unset: 2048 on CPUs, near whose caches such a batch stays, 8192 on GPUs."""
 
     window: int = Field(default=4096, ge=1, json_schema_extra=NOT_IDENTITY)
     """Responses that are sorted by length together before batching; the unit of work that survives a kill."""

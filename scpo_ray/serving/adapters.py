@@ -26,9 +26,11 @@ from torch.nn import functional
 from scpo_ray.config import FormatConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import TokenSequence
-from scpo_ray.scoring import RewardScorer
+from scpo_ray.records import Message
+from scpo_ray.scoring import RewardScorer, Scores
 
 _PREFIX = "base_model.model."
+_NOT_PLAIN = ("use_dora", "use_qalora", "lora_bias", "rank_pattern", "alpha_pattern", "alora_invocation_tokens")
 
 
 class Segment(NamedTuple):
@@ -71,12 +73,7 @@ def read_adapter(folder: Path) -> Adapter:
             tensors = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{folder}: not a readable adapter ({str(error).splitlines()[0][:160]})") from error
-    if (
-        config.get("peft_type") != "LORA"
-        or config.get("use_dora")
-        or config.get("rank_pattern")
-        or config.get("alpha_pattern")
-    ):
+    if config.get("peft_type") != "LORA" or any(config.get(name) for name in _NOT_PLAIN):
         raise ModelError(f"{folder}: only plain LoRA adapters can share a base; serve the merged model instead")
     rank = config["r"]
     scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
@@ -159,7 +156,7 @@ def worth_merging(num_rows: int, num_inputs: int, num_outputs: int) -> bool:
     """Whether W + B A costs less than adding B A x for so many rows.
 
     In arithmetic it does from inputs x outputs / (inputs + outputs) rows on, whatever the rank; writing W + B A makes it
-    twice as many (measured on two CPU cores at 384 x 384 and 384 x 1536, benchmarks/serve/passes.py).
+    twice as many (python -m benchmarks.serve.passes).
     """
     return num_rows * (num_inputs + num_outputs) >= 2 * num_inputs * num_outputs
 
@@ -189,11 +186,20 @@ class BankedLinear(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "rows *length inputs"]) -> Float[Tensor, "rows *length outputs"]:
         """Each row under its own weights."""
-        rows = self._selection.rows
+        rows, segments = self._selection.rows, self._selection.segments
         assert rows is not None
         with torch.autocast(inputs.device.type, enabled=False):
-            states = (inputs if inputs.dim() == 3 else inputs.unsqueeze(1)).float()
-            found = states @ self.weight[rows].mT + self.bias[rows].unsqueeze(1)
+            if segments is not None:
+                states = inputs.reshape(-1, inputs.shape[-1]).float()
+                found = torch.cat(
+                    [
+                        functional.linear(states[start:end], self.weight[community], self.bias[community])
+                        for community, start, end in segments[len(states)]
+                    ]
+                )
+            else:
+                states = (inputs if inputs.dim() == 3 else inputs.unsqueeze(1)).float()
+                found = states @ self.weight[rows].mT + self.bias[rows].unsqueeze(1)
         return found.view(*inputs.shape[:-1], -1)
 
 
@@ -251,6 +257,10 @@ class AdapterScorer(RewardScorer):
         rewards[order] = self.forward([sequences[place] for place in order])
         return rewards
 
+    def score(self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Scores:
+        """Not without communities: ask `forward_for`."""
+        raise NotImplementedError("every sequence has a community of its own: use forward_for")
+
     def _fit(self, folder: Path, adapters: Sequence[Adapter]) -> None:
         layers = dict(self._model.named_modules())
         for name in sorted({name for adapter in adapters for name in (*adapter.updates, *adapter.replaced)}):
@@ -258,6 +268,10 @@ class AdapterScorer(RewardScorer):
                 raise ModelError(f"{folder}: has no linear layer {name!r}, which an adapter changes; another base?")
             layer = layers[name]
             if any(name in adapter.replaced for adapter in adapters):
+                if any(name in adapter.updates for adapter in adapters):
+                    raise ModelError(
+                        f"{folder}: {name} was trained whole for one community and by LoRA for another; serve the merged models"
+                    )
                 banked: nn.Module = _whole(layer, name, adapters, self._selection)
             else:
                 banked = _updates(layer, name, adapters, self._selection)

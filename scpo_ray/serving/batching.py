@@ -27,6 +27,8 @@ from scpo_ray.serving.adapters import AdapterScorer
 from scpo_ray.serving.catalog import ServedModel
 from scpo_ray.serving.loading import LoadedModels
 
+_BUDGETS_LOOKED_AT = 8
+
 
 class BusyError(ScpoError):
     """More waits than a replica takes on."""
@@ -140,6 +142,10 @@ class Batcher:
             future = loop.run_in_executor(self._threads, self._forward, batch, num_threads)
             await asyncio.wait([future])
             self._num_computing -= 1
+            if future.cancelled():  # the service ends
+                for item in batch:
+                    item.answer.cancel()
+                return
             error = future.exception()
             rewards, is_packed = ((), False) if error is not None else future.result()
             self._note(batch, time.perf_counter() - start, is_packed=is_packed)
@@ -220,15 +226,22 @@ def _similar_length_first(waiting: Sequence[Item], budget: int) -> list[Item]:
 
 
 def _same_community_first(waiting: Sequence[Item], budget: int) -> list[Item]:
-    """The first and its community's; then other communities as they came, whole ones once half the budget is taken."""
+    """The first and its community's; then other communities as they came, whole ones once half the budget is taken.
+
+    Only among those that have waited longest, eight budgets of them: whoever comes later passes nobody else.
+    """
     together: dict[str, list[Item]] = {}
+    seen = 0
     for item in waiting:
+        seen += item.length
+        if together and seen > _BUDGETS_LOOKED_AT * budget:
+            break
         together.setdefault(item.model.community, []).append(item)
     batch: list[Item] = []
     size = 0
     for items in together.values():
         if 2 * size >= budget and size + sum(item.length for item in items) > budget:
-            break
+            continue
         for item in items:
             if batch and size + item.length > budget:
                 return batch

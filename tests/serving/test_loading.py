@@ -241,7 +241,8 @@ def waiting(*described: str) -> list[Item]:
     ("asked", "expected"),
     [
         (["a3", "b1", "a4", "b2"], ["a3", "a4"]),  # b would not fit whole, and half is taken
-        (["a3", "b1", "a4", "b2", "c1"], ["a3", "a4"]),
+        (["a3", "b1", "a4", "b2", "c1"], ["a3", "a4", "c1"]),
+        (["a3", *["b8"] * 8, "a4"], ["a3"]),  # the last comes after eight budgets
         (["a3", "b1", "c5", "a4"], ["a3", "a4", "b1"]),
         (["a2", "b5", "c1"], ["a2", "b5", "c1"]),
         (["a2", "b5", "b3", "c1"], ["a2", "b5"]),  # less than half is taken: part of b

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from scpo_ray import scoring
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config, FormatConfig
-from scpo_ray.scoring import RewardScorer
 from tests.serving.conftest import responses_of
 
 PROMPT = "what do you think of the new harbour ?"
@@ -31,16 +31,18 @@ def served_rewards(ask: httpx.Client, url: str, contexts: list, responses: list)
 
 
 def trained_rewards(folder: str, contexts: list, responses: list) -> np.ndarray:
-    """What the pipeline's scorer says, in float32."""
+    """What the pipeline's scorer says in float32, through transformers' own forward passes on padded batches."""
     manifest = RunDirectory(str(Path(folder).parent)).find(Path(folder).name)
     if manifest is None or "format.max_tokens" not in manifest.identity:
         raise AssertionError(folder)
-    scorer = RewardScorer(
-        Path(folder),
-        format_config=FormatConfig(max_tokens=manifest.identity["format.max_tokens"]),
-        tokens_per_batch=8192,
-        precision="float32",
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "can_pack", lambda model: False)
+        scorer = scoring.RewardScorer(
+            Path(folder),
+            format_config=FormatConfig(max_tokens=manifest.identity["format.max_tokens"]),
+            tokens_per_batch=8192,
+            precision="float32",
+        )
     return scorer.score(contexts, responses).rewards
 
 
