@@ -147,7 +147,7 @@ def test_a_community_without_training_pairs_fails_and_the_others_finish(finished
     assert "training pairs left after selection" in page
 
 
-def test_padding_of_the_real_file_is_below_five_percent(ray_cluster, tmp_path):
+def test_nothing_is_padded_on_a_cpu_also_on_the_real_file(ray_cluster, tmp_path):
     """`global_opinions.yaml` as it is, with the real backbone's tokenizer on a model small enough for a test."""
     if not os.environ.get("SCPO_REAL_DATA"):
         pytest.skip("SCPO_REAL_DATA is not set")
@@ -172,7 +172,8 @@ def test_padding_of_the_real_file_is_below_five_percent(ray_cluster, tmp_path):
     train_global.run(config)
     statistics = score.run(config).statistics
     assert statistics["num_responses"] > 5000
-    assert 0 < statistics["padding_share"] < 0.05
+    assert statistics["padding_share"] == 0
+    assert statistics["num_forward_passes"] == pytest.approx(statistics["num_tokens"] / 2048, rel=0.2)
 
 
 SCORE = (
