@@ -1,0 +1,137 @@
+"""How time and memory of the stages without a model grow with the number of pairs: prepare, select, evaluate.
+
+python -m benchmarks.pairs FOLDER [CONVERSATIONS ...]      # about 8.3 pairs a conversation; 1,200 to 120,000 by default
+
+PRISM-shaped files (benchmarks/prism.py) go through the jobs as a user would start them, each in a process of its own.
+Nothing is trained, and nothing scored: eight small models take rewards that lie in the score cache already, so what is
+measured is everything else. Memory is the peak of the job and all its processes together, Ray's among them.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from benchmarks.prism import MINORITIES, write_prism
+from scpo_ray import models
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.cli import dump_yaml
+from scpo_ray.config import Config, ModelConfig
+from scpo_ray.records import SCORES, ModelName
+from scpo_ray.stages import recipes
+from scpo_ray.stages.global_model import global_model_address
+from scpo_ray.stages.scoring_job import cache_address, open_cache
+
+SIZES = (1200, 12_000, 120_000)
+STAGES = ("prepare", "select", "evaluate")
+_POLL_S = 0.2
+
+
+def main(folder: str, *sizes: str) -> None:
+    """Measure every size; print a table, keep results.json."""
+    place = Path(folder).absolute()
+    found = [measured(place, int(size)) for size in sizes or SIZES]
+    (place / "pairs.json").write_text(json.dumps(found, indent=2))
+    print(
+        "| pairs | responses | " + " | ".join(f"{stage}, s | GiB" for stage in STAGES) + " | together, s | peak, GiB |"
+    )
+    print("|---|---|" + "---|" * (2 * len(STAGES) + 2))
+    for row in found:
+        each = [f"{row[stage]['seconds']:.1f} | {row[stage]['gib']:.2f}" for stage in STAGES]
+        seconds = sum(row[stage]["seconds"] for stage in STAGES)
+        peak = max(row[stage]["gib"] for stage in STAGES)
+        print(
+            f"| {row['pairs']:,} | {row['responses']:,} | {' | '.join(each)} | {seconds:.1f} | {peak:.2f} |", flush=True
+        )
+
+
+def measured(place: Path, num_conversations: int) -> dict:
+    """One size, from files to tables."""
+    own = place / str(num_conversations)
+    size = write_prism(own / "prism", num_conversations)
+    model = own / "model"
+    if not model.exists():
+        made = models.make(ModelConfig(), texts=["a model that is never asked"], max_tokens=512, seed=0)
+        models.save(made.model, made.tokenizer, model)
+    config = Config(
+        run_dir=str(own / "run"),
+        rebuild=True,
+        prepare={"datasets": ["prism"], "prism": {"path": str(own / "prism")}},
+        train_global={"model": str(model), "epochs": 0},
+        score={"precision": "float32"},
+    )
+    file = own / "config.yaml"
+    file.write_text(dump_yaml(config))
+    row: dict = {"responses": size["responses"], "prepare": _run("prepare", file)}
+    _run("train_global", file)
+    directory = RunDirectory(config.run_dir)
+    responses = directory.read_table("prepared/responses.parquet", columns=["response_id"])["response_id"]
+    row["pairs"] = directory.require("prepared", job="prepare").statistics["num_pairs"]
+    _know_scores(config, Path(global_model_address(directory)), responses, seed=0)
+    _run("score", file)
+    row["select"] = _run("select", file)
+    _write_models(config, directory, model, responses)
+    row["evaluate"] = _run("evaluate", file)
+    return row
+
+
+def _run(stage: str, config: Path) -> dict[str, float]:
+    """One job: seconds, and the peak of its processes' own memory."""
+    start, peak = time.monotonic(), 0
+    job = subprocess.Popen([sys.executable, f"jobs/{stage}.py", "--config", str(config)])
+    while job.poll() is None:
+        peak = max(peak, _memory(job.pid))
+        time.sleep(_POLL_S)
+    if job.returncode:
+        sys.exit(f"{stage} failed")
+    return {"seconds": time.monotonic() - start, "gib": peak / 2**30}
+
+
+def _memory(pid: int) -> int:
+    """Bytes of a process and all below it that no other process holds."""
+    total = 0
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        try:
+            total += process.memory_full_info().uss
+        except psutil.Error:
+            continue
+    return total
+
+
+def _know_scores(config: Config, model: Path, responses: pa.ChunkedArray, *, seed: int) -> None:
+    """Rewards of all responses into the cache, as if the model had been asked."""
+    cache = open_cache(cache_address(config), model, config.format, config.score, dropout=False)
+    size = len(responses)
+    columns = {
+        "response_id": responses,
+        "model_hash": [cache.model_hash] * size,
+        "reward": np.random.default_rng(seed).normal(size=size).astype(np.float32),
+        "num_tokens": np.full(size, 128, np.int32),
+        "truncated": np.zeros(size, bool),
+    }
+    cache.append(pa.table(columns, schema=SCORES))
+
+
+def _write_models(config: Config, directory: RunDirectory, model: Path, responses: pa.ChunkedArray) -> None:
+    """A model for every community, which differs from the others in nothing but its hash, with rewards of its own."""
+    config = config.model_copy(update={"rebuild": False})
+    for number, community in enumerate(MINORITIES):
+        arm = config.select.arms[0]
+        recipe = recipes.reward_model(config, directory, arm, ModelName(arm.name, community))
+        with recipe.making(directory) as draft:
+            for path in model.iterdir():
+                (draft.folder / path.name).write_bytes(path.read_bytes())
+            settings = json.loads((draft.folder / "config.json").read_text())
+            (draft.folder / "config.json").write_text(json.dumps(settings | {"community": number}))
+        folder = Path(directory.path(recipe.name))
+        _know_scores(config, folder, pc.unique(responses).sort(), seed=number + 1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

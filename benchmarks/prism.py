@@ -1,0 +1,203 @@
+"""Files of PRISM's schema and published statistics (Kirk et al. 2024), of any size, with preferences that can be learned.
+
+python -m benchmarks.prism FOLDER CONVERSATIONS
+
+writes survey.jsonl and utterances.jsonl. First turns have 4 responses, later ones 2; prompts, responses, turns and scores have
+the published means and deviations, countries their published numbers of raters. PRISM's texts are not to be had
+without its licence, so words are drawn: common English ones and made-up rare ones by Zipf's law. A response leans to one
+of eight traits, which shows in a tenth of its words, and each country likes traits a little differently.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+RATERS = {
+    "United States": 386,
+    "United Kingdom": 340,
+    "South Africa": 86,
+    "New Zealand": 77,
+    "Australia": 72,
+    "Mexico": 67,
+    "Chile": 65,
+    "Israel": 61,
+    "Canada": 54,
+}
+MINORITIES = ("Chile", "South Africa", "New Zealand", "Australia", "Mexico", "Israel", "Canada")
+"""Those of the published runs."""
+CONVERSATIONS_PER_RATER, TURNS, MAX_TURNS = 5.74, 3.39, 22
+PROMPT_CHARACTERS, RESPONSE_CHARACTERS = (69.9, 62.0, 1311), (565.3, 387.9, 4630)
+"""Mean, deviation, maximum."""
+SCORE_MEAN, SCORE_DEVIATION = 65.1, 29.3
+NUM_TRAITS, WORDS_PER_TRAIT, TRAIT_SHARE = 8, 12, 0.1
+_CONVERSATIONS_AT_ONCE = 2000
+_CHARACTERS_PER_WORD = 5.6  # with the space
+_COMMON = """
+the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which one you
+were her all their has would we when if so no said what up its about into than them can only other new some could time
+these two may then do first any my now such like our over man me even most made after also did many before must through
+back years where much your way well down should because each just those people how too little state good very make world
+still own see men work long get here between both life being under never day same another know while last might us great
+""".split()  # noqa: SIM905
+_SYLLABLES = (
+    "ba",
+    "ce",
+    "di",
+    "fo",
+    "gu",
+    "la",
+    "me",
+    "ni",
+    "po",
+    "ru",
+    "sa",
+    "te",
+    "vi",
+    "zo",
+    "ka",
+    "le",
+    "mo",
+    "nu",
+    "pa",
+    "ri",
+)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    conversation: int
+    turn: int
+    country: int
+    rater: int
+    num_responses: int
+
+
+def main(folder: str, conversations: str) -> None:
+    """Write the files and say what is in them."""
+    print(write_prism(Path(folder), int(conversations)))
+
+
+def write_prism(folder: Path, num_conversations: int, *, seed: int = 0) -> dict[str, int]:
+    """survey.jsonl and utterances.jsonl; nothing where they are there already. Returns how much was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "size.json").exists():
+        return json.loads((folder / "size.json").read_text())
+    random = np.random.default_rng([seed, 41])
+    raters = _raters(max(len(RATERS), round(num_conversations / CONVERSATIONS_PER_RATER)))
+    names = list(RATERS)
+    with (folder / "survey.jsonl").open("w") as file:
+        for number, country in enumerate(raters):
+            row = {"user_id": f"user{number}", "location": {"reside_country": names[country]}}
+            file.write(json.dumps(row) + "\n")
+    likes = random.normal(size=(1, NUM_TRAITS)) + 0.7 * random.normal(size=(len(names), NUM_TRAITS))
+    size = {"raters": len(raters), "conversations": num_conversations, "interactions": 0, "responses": 0}
+    with (folder / "utterances.jsonl").open("w") as file:
+        for start in range(0, num_conversations, _CONVERSATIONS_AT_ONCE):
+            numbers = range(start, min(start + _CONVERSATIONS_AT_ONCE, num_conversations))
+            turns = list(_turns(numbers, raters, random))
+            file.writelines(_lines(turns, likes, random))
+            size["interactions"] += len(turns)
+            size["responses"] += sum(turn.num_responses for turn in turns)
+    (folder / "size.json").write_text(json.dumps(size))
+    return size
+
+
+def _raters(number: int) -> np.ndarray:
+    """The country of every rater; each country has one at least."""
+    shares = np.array(list(RATERS.values())) / sum(RATERS.values())
+    counts = np.maximum(1, np.round(shares * number)).astype(int)
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def _turns(numbers: range, raters: np.ndarray, random: np.random.Generator) -> Iterator[_Turn]:
+    lengths = np.minimum(random.geometric(1 / TURNS, size=len(numbers)), MAX_TURNS)
+    drawn = random.integers(len(raters), size=len(numbers))
+    for number, length, rater in zip(numbers, lengths, drawn, strict=True):
+        for turn in range(length):
+            yield _Turn(number, turn, int(raters[rater]), int(rater), 2 if turn else 4)
+
+
+def _lines(turns: list[_Turn], likes: np.ndarray, random: np.random.Generator) -> Iterator[str]:
+    """One utterance a line."""
+    prompts = _texts(PROMPT_CHARACTERS, random, traits=np.full(len(turns), -1))
+    of_response = np.repeat(np.arange(len(turns)), [turn.num_responses for turn in turns])
+    traits = random.integers(NUM_TRAITS, size=len(of_response))
+    responses = _texts(RESPONSE_CHARACTERS, random, traits=traits)
+    countries = np.array([turns[index].country for index in of_response])
+    utilities = likes[countries, traits] + 0.7 * random.normal(size=len(traits))
+    scores = _scores(utilities)
+    start = 0
+    for number, (turn, prompt) in enumerate(zip(turns, prompts, strict=True)):
+        end = start + turn.num_responses
+        best = start + int(np.argmax(scores[start:end]))
+        for row in range(start, end):
+            yield (
+                json.dumps(
+                    {
+                        "user_id": f"user{turn.rater}",
+                        "conversation_id": f"c{turn.conversation}",
+                        "interaction_id": f"int{turn.conversation}-{turn.turn}",
+                        "utterance_id": f"u{turn.conversation}-{turn.turn}-{row - start}",
+                        "within_turn_id": row - start,
+                        "turn": turn.turn,
+                        "model_name": f"model{row - start if turn.turn == 0 else 0}",
+                        "user_prompt": prompt,
+                        "model_response": responses[row],
+                        "score": int(scores[row]),
+                        "if_chosen": row == best,
+                        "included_in_balanced_subset": True,
+                    }
+                )
+                + "\n"
+            )
+        assert of_response[start] == number
+        start = end
+
+
+def _texts(characters: tuple[float, float, int], random: np.random.Generator, *, traits: np.ndarray) -> list[str]:
+    """A text of gamma-distributed length for each trait; -1 leans nowhere."""
+    mean, deviation, longest = characters
+    lengths = random.gamma((mean / deviation) ** 2, deviation**2 / mean, size=len(traits)).clip(2, longest)
+    counts = np.maximum(1, np.ceil(lengths / _CHARACTERS_PER_WORD * 1.15)).astype(int)  # some to spare, then cut
+    words = np.searchsorted(_ZIPF, random.random(counts.sum()))
+    trait_of = np.repeat(traits, counts)
+    leans = (trait_of >= 0) & (random.random(len(words)) < TRAIT_SHARE)
+    first = len(_COMMON) + trait_of[leans] * WORDS_PER_TRAIT  # the rare words begin after the common ones
+    words[leans] = first + random.integers(WORDS_PER_TRAIT, size=leans.sum())
+    spelled = _VOCABULARY[words].tolist()
+    ends = np.cumsum(counts).tolist()
+    starts = [0, *ends[:-1]]
+    rounded = np.round(lengths).astype(int).tolist()
+    return [
+        " ".join(spelled[start:end])[:length].rstrip() for start, end, length in zip(starts, ends, rounded, strict=True)
+    ]
+
+
+def _scores(utilities: np.ndarray) -> np.ndarray:
+    """1 to 100 with PRISM's mean and deviation, in the order of the utilities."""
+    mean, deviation = (SCORE_MEAN - 1) / 99, SCORE_DEVIATION / 99
+    concentration = mean * (1 - mean) / deviation**2 - 1
+    ranks = (stats.rankdata(utilities) - 0.5) / len(utilities)
+    drawn = stats.beta.ppf(ranks, mean * concentration, (1 - mean) * concentration)
+    return np.round(1 + 99 * drawn).astype(int)
+
+
+def _vocabulary(size: int = 20_000) -> np.ndarray:
+    rare = itertools.product(_SYLLABLES, repeat=3), itertools.product(_SYLLABLES, repeat=4)
+    made_up = itertools.islice(itertools.chain(*rare), size - len(_COMMON))
+    return np.array([*_COMMON, *map("".join, made_up)], dtype=object)
+
+
+_VOCABULARY = _vocabulary()
+_ZIPF = np.cumsum(1 / np.arange(1, len(_VOCABULARY) + 1))
+_ZIPF /= _ZIPF[-1]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
