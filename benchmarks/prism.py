@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from benchmarks.serve.workload import COMMON_WORDS
+
 RATERS = {
     "United States": 386,
     "United Kingdom": 340,
@@ -38,13 +40,6 @@ SCORE_MEAN, SCORE_DEVIATION = 65.1, 29.3
 NUM_TRAITS, WORDS_PER_TRAIT, TRAIT_SHARE = 8, 12, 0.1
 _CONVERSATIONS_AT_ONCE = 2000
 _CHARACTERS_PER_WORD = 5.6  # with the space
-_COMMON = """
-the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which one you
-were her all their has would we when if so no said what up its about into than them can only other new some could time
-these two may then do first any my now such like our over man me even most made after also did many before must through
-back years where much your way well down should because each just those people how too little state good very make world
-still own see men work long get here between both life being under never day same another know while last might us great
-""".split()  # noqa: SIM905
 _SYLLABLES = (
     "ba",
     "ce",
@@ -168,7 +163,7 @@ def _texts(characters: tuple[float, float, int], random: np.random.Generator, *,
     words = np.searchsorted(_ZIPF, random.random(counts.sum()))
     trait_of = np.repeat(traits, counts)
     leans = (trait_of >= 0) & (random.random(len(words)) < TRAIT_SHARE)
-    first = len(_COMMON) + trait_of[leans] * WORDS_PER_TRAIT  # the rare words begin after the common ones
+    first = len(COMMON_WORDS) + trait_of[leans] * WORDS_PER_TRAIT  # the rare words begin after the common ones
     words[leans] = first + random.integers(WORDS_PER_TRAIT, size=leans.sum())
     spelled = _VOCABULARY[words].tolist()
     ends = np.cumsum(counts).tolist()
@@ -190,8 +185,8 @@ def _scores(utilities: np.ndarray) -> np.ndarray:
 
 def _vocabulary(size: int = 20_000) -> np.ndarray:
     rare = itertools.product(_SYLLABLES, repeat=3), itertools.product(_SYLLABLES, repeat=4)
-    made_up = itertools.islice(itertools.chain(*rare), size - len(_COMMON))
-    return np.array([*_COMMON, *map("".join, made_up)], dtype=object)
+    made_up = itertools.islice(itertools.chain(*rare), size - len(COMMON_WORDS))
+    return np.array([*COMMON_WORDS, *map("".join, made_up)], dtype=object)
 
 
 _VOCABULARY = _vocabulary()

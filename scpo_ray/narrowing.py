@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta", "deberta-v2")
+_ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta", "deberta-v2")
 """Their rewards read the first token."""
 
 
@@ -43,7 +43,7 @@ def narrow_decoder(layer: nn.Module, rows: Callable[[], Tensor]) -> None:
 
 def _last_layer(model: nn.Module) -> nn.Module | None:
     config = getattr(model, "config", None)
-    if config is None or config.model_type not in ENCODERS or getattr(config, "chunk_size_feed_forward", 0):
+    if config is None or config.model_type not in _ENCODERS or getattr(config, "chunk_size_feed_forward", 0):
         return None
     if config.model_type.startswith("deberta") and config.num_hidden_layers == 1:
         return None  # its first layer may be followed by a convolution over all tokens

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from scpo_ray.formatting import TokenSequence
 from scpo_ray.packing import Packer, can_pack
+from tests.one_by_one import rewards_one_by_one
 
 SIZES = {"vocab_size": 50, "hidden_size": 48, "num_hidden_layers": 3, "max_position_embeddings": 40, "pad_token_id": 1}
 HEADS = {"num_attention_heads": 4, "intermediate_size": 96, "num_labels": 1}
@@ -46,23 +47,12 @@ def sequences_of(model):
     ]
 
 
-@torch.inference_mode()
-def alone(model, sequences):
-    rewards = []
-    for sequence in sequences:
-        inputs = {"input_ids": torch.tensor([sequence.input_ids])}
-        if sequence.token_type_ids is not None:
-            inputs["token_type_ids"] = torch.tensor([sequence.token_type_ids])
-        rewards.append(model(**inputs).logits.item())
-    return rewards
-
-
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_sequence_gets_the_reward_that_it_gets_alone(model_type):
     model = made(model_type)
     assert can_pack(model)
     sequences = sequences_of(model)
-    expected = alone(model, sequences)
+    expected = rewards_one_by_one(model, sequences)
     packer = Packer(model)
     with torch.inference_mode():
         found = packer.rewards(packer.pack(sequences)).tolist()
@@ -81,7 +71,7 @@ def test_texts_that_hold_the_padding_token_are_read_as_transformers_reads_them(m
         TokenSequence([*ids, pad], [0] * (len(ids) + 1) if model_type == "bert" else None, False)
         for ids in ([5, 6, 7], [8, pad, 9, 10], [pad, pad], [11] * 12, [12, pad])
     ]
-    expected = alone(model, sequences)
+    expected = rewards_one_by_one(model, sequences)
     packer = Packer(model)
     with torch.inference_mode():
         found = packer.rewards(packer.pack(sequences)).tolist()

@@ -15,6 +15,7 @@ from scpo_ray.errors import DataError, ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.precision import native_bfloat16, uses_bfloat16
 from scpo_ray.scoring import RewardScorer
+from tests.one_by_one import rewards_one_by_one
 
 WORDS = ["fix", "the", "boat", "with", "care", "and", "decide", "it", "together", "or", "keep", "to", "facts"]
 FORMAT = FormatConfig(max_tokens=64)
@@ -53,17 +54,10 @@ def _scorer(folder, **settings):
     return RewardScorer(folder, **settings)
 
 
-@torch.inference_mode()
 def _one_by_one(folder, contexts, responses):
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     sequences = Formatter(models.load_tokenizer(folder), FORMAT).format(contexts, responses)
-    rewards = []
-    for sequence in sequences:
-        inputs = {"input_ids": torch.tensor([sequence.input_ids])}
-        if sequence.token_type_ids is not None:
-            inputs["token_type_ids"] = torch.tensor([sequence.token_type_ids])
-        rewards.append(model(**inputs).logits.item())
-    return np.array(rewards)
+    return np.array(rewards_one_by_one(model, sequences))
 
 
 def test_rewards_equal_one_by_one_forwards(folder):

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-_VOCABULARY = """
+COMMON_WORDS = """
 the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which one you
 were her all their has would we when if so no said what up its about into than them can only other new some could time
 these two may then do first any my now such like our over man me even most made after also did many before must through
 back years where much your way well down should because each just those people how too little state good very make world
 still own see men work long get here between both life being under never day same another know while last might us great
-"""
+""".split()  # noqa: SIM905
 NUM_RESPONSES = 4
 
 
@@ -32,5 +32,5 @@ def requests(number: int, communities: Sequence[str], *, seed: int) -> Iterator[
 
 def _text(generator: np.random.Generator, mean: float, deviation: float) -> str:
     size = max(8.0, generator.gamma((mean / deviation) ** 2, deviation**2 / mean))
-    words = generator.choice(_VOCABULARY.split(), size=max(2, round(size / 5.1)))
+    words = generator.choice(COMMON_WORDS, size=max(2, round(size / 5.1)))
     return " ".join(words.tolist())[: round(size)]
