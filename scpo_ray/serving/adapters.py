@@ -155,8 +155,8 @@ class BankedUpdate(nn.Module):
 def worth_merging(num_rows: int, num_inputs: int, num_outputs: int) -> bool:
     """Whether W + B A costs less than adding B A x for so many rows.
 
-    In arithmetic it does from inputs x outputs / (inputs + outputs) rows on, whatever the rank; writing W + B A makes it
-    twice as many (python -m benchmarks.serve.passes).
+    In arithmetic it does from inputs x outputs / (inputs + outputs) rows on, whatever the rank. Twice as many are asked for,
+    since W + B A must be written as well: an estimate, which benchmarks/serve/passes.py is there to check.
     """
     return num_rows * (num_inputs + num_outputs) >= 2 * num_inputs * num_outputs
 
