@@ -253,12 +253,18 @@ _PLAIN_MLP = ("bert", "roberta", "xlm-roberta", "deberta", "deberta-v2", "electr
 """Encoders with two matrices per MLP and learned positions; others are read as gated decoders with rotary ones."""
 
 
-def prepare_for_training(model: PreTrainedModel, *, dropout: bool, gradient_checkpointing: bool) -> None:
+def prepare_for_training(
+    model: PreTrainedModel, *, dropout: bool, gradient_checkpointing: bool, is_narrow: bool = False
+) -> None:
     """Train mode; with `dropout` off, every dropout probability is zero (checkpointing needs train mode all the same).
 
     Encoders' last layers compute from then on only what a reward reads.
+
+    Args:
+        is_narrow: they do already.
     """
-    narrow_encoder(model)
+    if not is_narrow:
+        narrow_encoder(model)
     if not dropout:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):

@@ -8,16 +8,19 @@ This is for CPUs and for architectures that take attention from transformers' re
 windows, no biases by distance); others, and GPUs, get padded batches.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from scpo_ray.formatting import TokenSequence
 from scpo_ray.models import writes_in_forward
@@ -32,7 +35,7 @@ _DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 class PackedBatch:
     """Sequences end to end."""
 
-    inputs: dict[str, Int[Tensor, "1 tokens"]]
+    tokens: dict[str, Int[Tensor, "1 tokens"]]
     """input_ids, position_ids, and token_type_ids where the model has them."""
     lengths: list[int]
     """Tokens of each sequence."""
@@ -40,20 +43,20 @@ class PackedBatch:
     """Where each sequence's reward is read."""
 
     @property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Neighbours of equal length: (first token, number of sequences, their length)."""
-        runs, start = [], 0
-        for length, group in groupby(self.lengths):
-            number = len(list(group))
-            runs.append((start, number, length))
-            start += number * length
-        return runs
+    def runs(self) -> list[tuple[int, int]]:
+        """Neighbours of equal length: (number of sequences, their length)."""
+        return [(len(list(group)), length) for length, group in groupby(self.lengths)]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the model's forward pass takes."""
+        return {**self.tokens, "runs": self.runs, "read": self.read}
 
 
 class Packer:
-    """Packed passes through one reward model, whose attention it replaces: from then on all its passes are packed.
+    """Packed passes through one reward model, whose attention it replaces: from then on its forward pass takes packed inputs.
 
-    Threads may share it.
+    Threads may share it. Gradients flow; nothing is dropped out, and layers cannot be checkpointed.
 
     Args:
         model: one that `can_pack`.
@@ -74,21 +77,26 @@ class Packer:
                 model.base_model.pooler.register_forward_pre_hook(lambda _, inputs: (inputs[0].transpose(0, 1),))
         else:
             narrow_decoder(model.base_model.layers[-1], lambda: self._here.read)
+        model.forward = self._forward
 
     def pack(self, sequences: Sequence[TokenSequence]) -> PackedBatch:
         """One batch."""
         lengths = [len(sequence.input_ids) for sequence in sequences]
         ids = [torch.tensor(sequence.input_ids) for sequence in sequences]
-        inputs = {
+        tokens = {
             "input_ids": torch.cat(ids).unsqueeze(0),
             "position_ids": torch.cat([self._positions(each) for each in ids]).unsqueeze(0),
         }
         if sequences[0].token_type_ids is not None:
-            inputs["token_type_ids"] = torch.tensor(
+            tokens["token_type_ids"] = torch.tensor(
                 [[kind for sequence in sequences for kind in sequence.token_type_ids or ()]]
             )
         starts = torch.tensor([0, *accumulate(lengths)][:-1])
-        return PackedBatch(inputs, lengths, starts + torch.tensor([self._read(each) for each in ids]))
+        return PackedBatch(tokens, lengths, starts + torch.tensor([self._read(each) for each in ids]))
+
+    def inputs_of(self, sequences: Sequence[TokenSequence]) -> dict[str, Any]:
+        """One batch, as the model's forward pass takes it."""
+        return self.pack(sequences).inputs
 
     def _positions(self, ids: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
         """As transformers numbers them: RoBERTa counts what is not padding, wherever it stands."""
@@ -106,19 +114,35 @@ class Packer:
 
     def rewards(self, batch: PackedBatch) -> Float[Tensor, " sequences"]:
         """The reward head's output for every sequence."""
-        self._here.read = batch.read
+        return self._forward(**batch.inputs).logits.squeeze(-1)
+
+    def _forward(
+        self,
+        *,
+        input_ids: Int[Tensor, "1 tokens"],
+        position_ids: Int[Tensor, "1 tokens"],
+        runs: Sequence[tuple[int, int]],
+        read: Int[Tensor, " sequences"],
+        token_type_ids: Int[Tensor, "1 tokens"] | None = None,
+        **_: object,
+    ) -> SequenceClassifierOutput:
+        """In place of the model's own; adapters around it pass on a few settings that say nothing here."""
+        kinds = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        self._here.read = read
         try:
-            found = self._model.base_model(**batch.inputs, use_cache=False, runs=batch.runs)
+            found = self._model.base_model(
+                input_ids=input_ids, position_ids=position_ids, **kinds, use_cache=False, runs=runs
+            )
         finally:
             self._here.read = None
         states = found.last_hidden_state[0]
         if not self._is_encoder:
-            rewards = self._model.score(states[batch.read])
+            rewards = self._model.score(states[read])
         elif self._model.config.model_type == "bert":
             rewards = self._model.classifier(found.pooler_output)
         else:
             rewards = self._model.classifier(states.unsqueeze(1))
-        return rewards.reshape(-1)
+        return SequenceClassifierOutput(logits=rewards.reshape(-1, 1))
 
 
 def can_pack(model: PreTrainedModel) -> bool:
@@ -145,21 +169,40 @@ def _attend(
     value: Float[Tensor, "1 kv_heads tokens size"],
     attention_mask: None,
     *,
-    runs: Sequence[tuple[int, int, int]],
+    runs: Sequence[tuple[int, int]],
     scaling: float | None = None,
     **_: object,
 ) -> tuple[Float[Tensor, "1 tokens heads size"], None]:
     """Attention within each sequence, by the signature of transformers' registry; no dropout."""
     is_causal = bool(getattr(module, "is_causal", False))
-    enable_gqa = key.shape[1] != query.shape[1]
-    found = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
-    for start, number, length in runs:
-        part = slice(start, start + number * length)
-        states = (
-            each[0, :, part].unflatten(1, (number, length)).transpose(0, 1) for each in (query, key, value)
+    attention = _plain_attention if torch.is_grad_enabled() else functional.scaled_dot_product_attention
+    sizes = [number * length for number, length in runs]
+    split = (each[0].split(sizes, dim=1) for each in (query, key, value))
+    found = []
+    for (number, length), *states in zip(runs, *split, strict=True):
+        by_sequence = (each.unflatten(1, (number, length)).transpose(0, 1) for each in states)
+        attended = attention(
+            *by_sequence, scale=scaling, is_causal=is_causal, enable_gqa=key.shape[1] != query.shape[1]
         )  # [sequences, heads, length, size]
-        attended = functional.scaled_dot_product_attention(
-            *states, scale=scaling, is_causal=is_causal, enable_gqa=enable_gqa
-        )
-        found[0, part].unflatten(0, (number, length)).copy_(attended.transpose(1, 2))
-    return found, None
+        found.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(found).unsqueeze(0), None
+
+
+def _plain_attention(
+    query: Float[Tensor, "sequences heads length size"],
+    key: Float[Tensor, "sequences kv_heads length size"],
+    value: Float[Tensor, "sequences kv_heads length size"],
+    *,
+    scale: float | None,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> Float[Tensor, "sequences heads length size"]:
+    """As torch's fused kernel computes it; its backward pass is faster on a CPU."""
+    if enable_gqa:
+        times = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
+    weights = (query @ key.transpose(-1, -2)) * (scale or 1 / math.sqrt(query.shape[-1]))
+    if is_causal:
+        later = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).triu(1)
+        weights = weights.masked_fill(later, -torch.inf)
+    return weights.softmax(-1).to(value.dtype) @ value

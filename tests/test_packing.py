@@ -1,6 +1,9 @@
 """Packed passes against each sequence through the model by itself, for every architecture that is packed."""
 
+import copy
+
 import numpy as np
+import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -98,10 +101,59 @@ def test_nothing_is_padded_and_the_last_mlp_sees_only_what_is_read(model_type):
     assert sum(is_last.values()) == (2 if "bert" in model_type else 3)
 
 
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradients_are_those_of_padded_passes(model_type, lora):
+    """Of a preference loss, for every parameter that is trained."""
+    whole = made(model_type)
+    sequences = sequences_of(whole)
+    packed = copy.deepcopy(whole)
+    packer = Packer(packed)
+    trained = [adapted(model) if lora else model for model in (whole, packed)]
+    inputs = [padded(sequences, whole.config.pad_token_id), packer.inputs_of(sequences)]
+    found = []
+    for model, batch in zip(trained, inputs, strict=True):
+        rewards = model(**batch).logits.squeeze(-1)
+        torch.nn.functional.logsigmoid(rewards[:-1] - rewards[1:]).sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 10
+    for name, gradient in found[0].items():
+        scale = max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(found[1][name], gradient, atol=2e-5 * scale, rtol=1e-4, msg=name)
+    assert max(gradient.abs().max() for gradient in found[0].values()) > 0.1
+
+
+def adapted(model):
+    settings = {"r": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS"}
+    torch.manual_seed(9)
+    found = peft.get_peft_model(model, peft.LoraConfig(**settings))
+    with torch.no_grad():
+        for name, parameter in found.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return found.eval()
+
+
+def padded(sequences, pad_token_id):
+    length = max(len(sequence.input_ids) for sequence in sequences)
+    ids, mask = (
+        torch.full((len(sequences), length), pad_token_id),
+        torch.zeros(len(sequences), length, dtype=torch.long),
+    )
+    kinds = torch.zeros_like(mask)
+    for row, sequence in enumerate(sequences):
+        size = len(sequence.input_ids)
+        ids[row, :size], mask[row, :size] = torch.tensor(sequence.input_ids), 1
+        if sequence.token_type_ids is not None:
+            kinds[row, :size] = torch.tensor(sequence.token_type_ids)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return inputs if sequences[0].token_type_ids is None else inputs | {"token_type_ids": kinds}
+
+
 def test_neighbours_of_equal_length_attend_together():
     packer = Packer(made("bert"))
     batch = packer.pack(sequences_of(packer._model))
-    assert batch.runs == [(0, 1, 1), (1, 3, 7), (22, 1, 30), (52, 1, 2), (54, 2, 16), (86, 1, 5)]
+    assert batch.runs == [(1, 1), (3, 7), (1, 30), (1, 2), (2, 16), (1, 5)]
     assert batch.read.tolist() == [0, 1, 8, 15, 22, 52, 54, 70, 86]
     assert Packer(made("llama")).pack(sequences_of(packer._model)).read.tolist() == [0, 7, 14, 21, 51, 53, 69, 85, 90]
 

@@ -52,7 +52,7 @@ optimizer = torch.optim.AdamW(parameter_groups(made.model, weight_decay=0.0), lr
 normalizer, num_pairs = normalizers(batch, config)
 observed = []
 for _ in range(2):
-    micro = collate_items(batch, data, formatter, config)
+    micro = collate_items(batch, data, formatter.pad, config)
     loss = part_loss(made.model, micro, config, normalizer=normalizer, num_pairs=num_pairs).loss
     optimizer.zero_grad()
     loss.backward()

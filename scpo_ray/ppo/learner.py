@@ -75,7 +75,7 @@ class Learner:
 
     def connect(self, host: str, port: int) -> None:
         """Join the group."""
-        import deepspeed
+        from scpo_ray.training.engine import join_group
 
         os.environ |= {
             "MASTER_ADDR": host,
@@ -84,7 +84,7 @@ class Learner:
             "WORLD_SIZE": str(self._num_ranks),
             "LOCAL_RANK": "0",  # Ray shows a worker its own GPU alone
         }
-        deepspeed.init_distributed(dist_backend="nccl" if self._uses_gpu else "gloo", verbose=False)
+        join_group("nccl" if self._uses_gpu else "gloo")
 
     def begin(self, task: LearnerTask) -> None:
         """Load the start policy; what an earlier task has left is dropped.

@@ -1,7 +1,8 @@
 """From selected pairs to global batches, the same for every number of ranks and accumulation steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scpo_ray.core.batching import micro_batches
-from scpo_ray.formatting import Formatter, TokenSequence
+from scpo_ray.formatting import TokenSequence
+
+InputsOf = Callable[[Sequence[TokenSequence]], Mapping[str, Any]]
+"""Sequences -> what the model's forward pass takes: padded (Formatter.pad) or packed (Packer.inputs_of)."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class PreferenceSet:
 class MicroBatch:
     """One forward pass: every response once, and the pairs among them."""
 
-    inputs: dict[str, Int[Tensor, "responses length"]]
+    inputs: dict[str, Any]
+    """Of the model's forward pass, padded or packed."""
     chosen: Int[Tensor, " pairs"]
     rejected: Int[Tensor, " pairs"]
     weights: Float[Tensor, " pairs"]
@@ -99,7 +104,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         """The same batch on a device."""
         return MicroBatch(
-            {name: tensor.to(device) for name, tensor in self.inputs.items()},
+            on_device(self.inputs, device),
             self.chosen.to(device),
             self.rejected.to(device),
             self.weights.to(device),
@@ -108,13 +113,17 @@ class MicroBatch:
         )
 
 
+def on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The same inputs, their tensors on a device."""
+    return {name: each.to(device) if isinstance(each, Tensor) else each for name, each in inputs.items()}
+
+
 def collate(
     items: Sequence[Item],
     sequences: Sequence[TokenSequence],
-    formatter: Formatter,
+    inputs_of: InputsOf,
     *,
     margin_per_score: float,
-    pad_to_multiple: int,
 ) -> MicroBatch:
     """Tensors of a micro-batch; chosen and rejected go through the model together."""
     responses = [index for item in items for index in item.responses]
@@ -126,7 +135,7 @@ def collate(
         start += len(item.responses)
     pairs = [pair for item in items for pair in item.pairs]
     return MicroBatch(
-        inputs=formatter.pad([sequences[index] for index in responses], multiple=pad_to_multiple),
+        inputs=dict(inputs_of([sequences[index] for index in responses])),
         chosen=torch.tensor(chosen, dtype=torch.long),
         rejected=torch.tensor(rejected, dtype=torch.long),
         weights=torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),

@@ -102,7 +102,7 @@ def _train(
 def _train_steps(trainer: Trainer, checkpoints: Checkpoints, stacks: Stacks, contact: Contact) -> None:
     """From the step where the trainer stands to its last one."""
     task, config = trainer.task, trainer.config
-    watcher = Watcher(task, trainer.formatter, trainer.device) if task.watch is not None else None
+    watcher = Watcher(task, trainer.formatter, trainer.device, trainer.packer) if task.watch is not None else None
     validates = trainer.validation is not None and (
         watcher is None or config.patience is not None or config.keep == "best"
     )

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.core.losses import batch_normalizer, reward_centering_loss, weighted_bradley_terry_loss
-from scpo_ray.formatting import Formatter
-from scpo_ray.training.batches import Item, MicroBatch, PreferenceSet, collate
+from scpo_ray.training.batches import InputsOf, Item, MicroBatch, PreferenceSet, collate
 
 Forward = Callable[..., object]
 
@@ -55,25 +54,19 @@ def part_loss(
     return Part(loss, (chosen - rejected).detach().sum())
 
 
-def placeholder_loss(forward: Forward, data: PreferenceSet, formatter: Formatter, config: OptimizationConfig) -> Tensor:
+def placeholder_loss(forward: Forward, data: PreferenceSet, inputs_of: InputsOf, config: OptimizationConfig) -> Tensor:
     """A zero loss with zero gradients, for a rank without items: every rank must join every collective."""
     shortest = min(range(len(data)), key=data.lengths.__getitem__)
-    batch = collate_items(data.items[shortest : shortest + 1], data, formatter, config)
+    batch = collate_items(data.items[shortest : shortest + 1], data, inputs_of, config)
     device = next(iter(forward.parameters())).device if isinstance(forward, nn.Module) else torch.device("cpu")
     return forward(**batch.to(device).inputs).logits.float().sum() * 0.0
 
 
 def collate_items(
-    items: Sequence[Item], data: PreferenceSet, formatter: Formatter, config: OptimizationConfig
+    items: Sequence[Item], data: PreferenceSet, inputs_of: InputsOf, config: OptimizationConfig
 ) -> MicroBatch:
-    """`collate` with the config's margins and padding."""
-    return collate(
-        items,
-        data.sequences,
-        formatter,
-        margin_per_score=config.margin_per_score,
-        pad_to_multiple=config.pad_to_multiple,
-    )
+    """`collate` with the config's margins."""
+    return collate(items, data.sequences, inputs_of, margin_per_score=config.margin_per_score)
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict]:

@@ -3,17 +3,21 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import PreTrainedModel
 
 from scpo_ray import models
+from scpo_ray.config import OptimizationConfig
 from scpo_ray.core.schedules import learning_rate, num_optimizer_steps
 from scpo_ray.errors import DataError, TrainingError
 from scpo_ray.formatting import Formatter
+from scpo_ray.packing import Packer, can_pack
 from scpo_ray.training import engine as engines
-from scpo_ray.training.batches import Item, PreferenceSet
+from scpo_ray.training.batches import InputsOf, Item, PreferenceSet
 from scpo_ray.training.data import load_preferences
 from scpo_ray.training.step import collate_items, normalizers, part_loss, placeholder_loss
 from scpo_ray.training.task import StepReport, TrainingTask
@@ -46,10 +50,17 @@ class Trainer:
             max_steps=self.config.max_steps,
             max_overrides=self.config.max_steps_overrides_epochs,
         )
+        self.packer = Packer(base.model) if _packs(base.model, self.config, device) else None
+        self.inputs_of: InputsOf = partial(self.formatter.pad, multiple=self.config.pad_to_multiple)
+        if self.packer is not None:
+            self.inputs_of = self.packer.inputs_of
         model = engines.with_adapters(base.model, self.config.lora)
         self.model = model
         models.prepare_for_training(
-            model, dropout=self.config.dropout, gradient_checkpointing=self.config.gradient_checkpointing
+            model,
+            dropout=self.config.dropout,
+            gradient_checkpointing=self.config.gradient_checkpointing,
+            is_narrow=self.packer is not None,
         )
         models.keep_head_float32(model)
         # With fewer ranks than configured, each takes more parts: they grow no larger than its memory was meant for.
@@ -95,14 +106,14 @@ class Trainer:
         totals = torch.tensor([0, 0, 0, 0, calls], dtype=torch.float64)  # loss, tokens, padded tokens, margins, calls
         for part in parts[self.rank :: self.world_size]:
             if part:
-                micro_batch = collate_items(part, self.data, self.formatter, self.config)
+                micro_batch = collate_items(part, self.data, self.inputs_of, self.config)
                 loss, margin_sum = part_loss(
                     self.engine, micro_batch.to(self.device), self.config, normalizer=normalizer, num_pairs=num_pairs
                 )
                 seen = (micro_batch.num_tokens, micro_batch.inputs["input_ids"].numel())
                 totals += torch.tensor([loss.item(), *seen, margin_sum.item(), 0])
             else:
-                loss = placeholder_loss(self.engine, self.data, self.formatter, self.config)
+                loss = placeholder_loss(self.engine, self.data, self.inputs_of, self.config)
             # DeepSpeed averages over ranks and accumulation steps; the parts are to be summed.
             self.engine.backward(loss * (self.world_size * self.accumulation_steps))
             self.engine.step()
@@ -128,7 +139,7 @@ class Trainer:
         total = torch.zeros(1, dtype=torch.float64)
         for part in parts[self.rank :: self.world_size]:
             if part:
-                micro_batch = collate_items(part, self.validation, self.formatter, plain).to(self.device)
+                micro_batch = collate_items(part, self.validation, self.inputs_of, plain).to(self.device)
                 total += part_loss(
                     self.engine,
                     micro_batch,
@@ -137,7 +148,7 @@ class Trainer:
                     num_pairs=self.validation.num_pairs,
                 ).loss.item()
             else:
-                placeholder_loss(self.engine, self.validation, self.formatter, plain)
+                placeholder_loss(self.engine, self.validation, self.inputs_of, plain)
         self.engine.train()
         (loss,) = self._sum_over_ranks(total)
         self._check_finite(loss, "validation loss")
@@ -182,6 +193,12 @@ class Trainer:
                 f"{self.task.name}: {what} is {value} at step {self.step} of {self.num_steps}; lower learning_rate "
                 f"({self.config.learning_rate}) or use precision float32"
             )
+
+
+def _packs(model: PreTrainedModel, config: OptimizationConfig, device: torch.device) -> bool:
+    """Whether batches go through the model without padding."""
+    whole = not config.dropout and not config.gradient_checkpointing
+    return device.type == "cpu" and config.attention == "auto" and whole and can_pack(model)
 
 
 def _training_seed(task: TrainingTask) -> int:

@@ -2,9 +2,10 @@
 
 import torch
 
-from scpo_ray.core.batching import token_budget_batches
+from scpo_ray.core.batching import packed_batches, token_budget_batches
 from scpo_ray.formatting import Formatter
-from scpo_ray.training.batches import PreferenceSet
+from scpo_ray.packing import Packer
+from scpo_ray.training.batches import InputsOf, PreferenceSet, on_device
 from scpo_ray.training.data import load_pairs_of
 from scpo_ray.training.task import Observation, TrainingTask
 
@@ -14,9 +15,11 @@ _TOKENS_PER_BATCH = 8192
 class Watcher:
     """The validation pairs of a watched task, read and formatted once."""
 
-    def __init__(self, task: TrainingTask, formatter: Formatter, device: torch.device) -> None:
+    def __init__(self, task: TrainingTask, formatter: Formatter, device: torch.device, packer: Packer | None) -> None:
         assert task.watch is not None
-        self._formatter, self._device, self._num_parts = formatter, device, task.watch.num_parts
+        self._device, self._num_parts = device, task.watch.num_parts
+        self._inputs_of: InputsOf = formatter.pad if packer is None else packer.inputs_of
+        self._cut = token_budget_batches if packer is None else packed_batches
         self._own, self._majority = (
             load_pairs_of(task, formatter, communities, split="validation")
             for communities in (task.communities, task.watch.majority)
@@ -37,9 +40,9 @@ class Watcher:
     def _margins(self, engine: torch.nn.Module, pairs: PreferenceSet) -> tuple[float, ...]:
         rewards = torch.empty(len(pairs.sequences))
         lengths = [len(sequence.input_ids) for sequence in pairs.sequences]
-        for batch in token_budget_batches(lengths, tokens_per_batch=_TOKENS_PER_BATCH):
-            inputs = self._formatter.pad([pairs.sequences[index] for index in batch])
-            logits = engine(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
+        for batch in self._cut(lengths, tokens_per_batch=_TOKENS_PER_BATCH):
+            inputs = self._inputs_of([pairs.sequences[index] for index in batch])
+            logits = engine(**on_device(inputs, self._device)).logits
             rewards[torch.as_tensor(batch)] = logits.float().squeeze(-1).cpu()
         found = [(rewards[pair.chosen] - rewards[pair.rejected]).item() for pair in pairs.preferences]
         return tuple(found)

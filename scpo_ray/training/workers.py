@@ -161,16 +161,16 @@ def train_fn(loop_config: dict) -> None:
     config: OptimizationConfig = loop_config["config"]
     if not config.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
     import torch
     import torch.distributed as dist
     from ray.train.torch import get_device
 
+    from scpo_ray.training.engine import join_group
     from scpo_ray.training.loop import BaseModels, Contact, train
 
     threads = config.threads_per_worker or max(1, (os.cpu_count() or 1) // config.num_workers)
     torch.set_num_threads(threads)
-    deepspeed.init_distributed(dist_backend="nccl" if config.use_gpu else "gloo")
+    join_group("nccl" if config.use_gpu else "gloo")
     _limit_collectives(config.collective_timeout_s)
     device = get_device()
     queue, group, is_first = loop_config["queue"], loop_config["group"], dist.get_rank() == 0

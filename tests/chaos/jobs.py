@@ -57,7 +57,7 @@ def tune_job(run_dir: Path) -> Job:
         "train": TINY["train"] | {"epochs": 2, "evaluations_per_epoch": 2},
         "tune": {"space": space, "search": "grid", "num_trials": 6, "max_concurrent": 2},
     }
-    return Job("tune", Config(run_dir=str(run_dir), **settings), _trials, "tune/search/trials/*.json")
+    return Job("tune", Config(run_dir=str(run_dir), **settings), _trials, "tune/search/trials/*.json", mean_gap_s=2.0)
 
 
 def ppo_job(run_dir: Path) -> Job:
@@ -67,7 +67,7 @@ def ppo_job(run_dir: Path) -> Job:
         small_config(str(run_dir), ppo=SETTINGS["ppo"] | {"communities": (FIRST,)}),
         _steps,
         "policy_checkpoints/*/step_*",
-        mean_gap_s=3.0,
+        mean_gap_s=1.0,
     )
 
 

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 def test_policies_on_s3_are_those_made_here(s3, policy_run, tmp_path):
     here = Path(policy_run.run_dir)
     there, (filesystem, _) = f"{s3}/policies/run", pafs.FileSystem.from_uri(s3)
-    for name in ("prepared", "global_model", "scores", "decisions", "reward_models"):
+    for name in ("prepared", "global_model", "scores", "decisions", "reward_models", "replicates"):
         pafs.copy_files(str(here / name), f"runs/policies/run/{name}", destination_filesystem=filesystem)
     shared = {"checkpoint_dir": str(tmp_path / "checkpoints")}
     config = small_config(

@@ -5,6 +5,7 @@ import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_loss_and_gradients_are_the_published_ones(published, reference):
     normalizer, num_pairs = normalizers(batch, config.train)
     ours = part_loss(
         loaded.model,
-        collate_items(batch, data, formatter, config.train),
+        collate_items(batch, data, partial(formatter.pad, multiple=config.train.pad_to_multiple), config.train),
         config.train,
         normalizer=normalizer,
         num_pairs=num_pairs,

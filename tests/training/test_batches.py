@@ -1,5 +1,7 @@
 """Global batches: every item once an epoch, the same order wherever the training starts."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -99,7 +101,7 @@ def test_collate_by_hand():
         Item((2, 0), (_pair(2, 0, weight=0.5, gap=10.0),)),
         Item((3, 1, 0), (_pair(1, 3, gap=-4.0), _pair(0, 1, weight=0.25))),
     ]
-    batch = collate(items, sequences, formatter, margin_per_score=0.1, pad_to_multiple=4)
+    batch = collate(items, sequences, partial(formatter.pad, multiple=4), margin_per_score=0.1)
     rows = [sequences[index].input_ids for index in (2, 0, 3, 1, 0)]
     mask = batch.inputs["attention_mask"].bool()
     assert [row[keep].tolist() for row, keep in zip(batch.inputs["input_ids"], mask, strict=True)] == rows

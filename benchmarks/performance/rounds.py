@@ -1,0 +1,99 @@
+"""Several ways of doing the same work, in turn: A B C, A B C, ...; medians, spreads, and a table for docs/performance.md."""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "trl")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way in one round."""
+
+    amount: float
+    """Of work that was done: tokens, pairs."""
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Work per second."""
+        return self.amount / self.seconds
+
+
+@dataclass
+class Comparison:
+    """All rounds of all ways; the first way is the one that the others are compared with."""
+
+    title: str
+    command: str
+    unit: str
+    workload: str
+    rounds: dict[str, list[Measured]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    """Way -> what else is to be said of it."""
+
+    def run(self, ways: Mapping[str, Callable[[], Measured]], number: int) -> None:
+        """Measure all ways in turn, `number` times; says each figure as it comes."""
+        for each in range(number):
+            for name, way in ways.items():
+                found = way()
+                self.rounds.setdefault(name, []).append(found)
+                print(f"{each + 1}/{number} {name}: {found.rate:.1f} {self.unit}/s", file=sys.stderr, flush=True)
+
+    def table(self) -> str:
+        """Markdown. A ratio is the median of the rounds' ratios, with the smallest and the largest."""
+        lines = [f"| way | {self.unit}/s | beside {next(iter(self.rounds))} | |", "|---|---|---|---|"]
+        first = next(iter(self.rounds.values()))
+        for name, found in self.rounds.items():
+            ratios = [own.rate / other.rate for own, other in zip(found, first, strict=True)]
+            spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if found is not first else ""
+            rate = statistics.median(one.rate for one in found)
+            lines.append(
+                f"| {name} | {rate:,.1f} | {statistics.median(ratios):.2f}{spread} | {self.notes.get(name, '')} |"
+            )
+        return "\n".join(lines)
+
+    def write(self, place: Path) -> None:
+        """All figures, and where they were made, as JSON."""
+        about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), "versions": versions()}
+        place.write_text(json.dumps(asdict(self) | about, indent=1) + "\n")
+
+
+def machine() -> str:
+    """The processor and its cores."""
+    described = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
+    names = [line.split(":", 1)[1].strip() for line in described.splitlines() if line.startswith("Model name")]
+    flags = next((line for line in described.splitlines() if line.startswith("Flags")), "").split()
+    has = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    cores = next((line.split()[-1] for line in described.splitlines() if line.startswith("CPU(s):")), "?")
+    return f"{cores} cores of {next(iter(names), platform.processor())} ({', '.join(has)})"
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that matter here."""
+    return {name: version(name) for name in _PACKAGES}
+
+
+def page(files: Sequence[Path]) -> str:
+    """The generated part of docs/performance.md."""
+    parts = []
+    for file in files:
+        known = json.loads(file.read_text())
+        comparison = Comparison(known["title"], known["command"], known["unit"], known["workload"])
+        comparison.notes = known["notes"]
+        comparison.rounds = {name: [Measured(**one) for one in found] for name, found in known["rounds"].items()}
+        number = len(next(iter(comparison.rounds.values())))
+        made = ", ".join(f"{name} {found}" for name, found in known["versions"].items())
+        parts.append(
+            f"### {comparison.title}\n\n{comparison.workload}\n\n    {comparison.command}\n\n{comparison.table()}\n\n"
+            f"Medians of {number} rounds in turn; {known['date']}, {known['machine']}; {made}."
+        )
+    return "\n\n".join(parts)

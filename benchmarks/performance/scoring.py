@@ -1,0 +1,128 @@
+"""Scoring beside the bare forward pass, beside a plain loop, and beside the published way.
+
+python -m benchmarks.performance.scoring FOLDER [ROUNDS [CONVERSATIONS]]
+
+MiniLM (22 million parameters) in float32 over PRISM-shaped responses. scpo_ray is the whole stage in a running Ray: reading,
+tokens, Ray Data and its actors' start, the cache, the table. The others get tokens (the ceiling) or texts, and give rewards that
+nobody keeps; they do a part of the responses, so that a round takes minutes.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.performance.rounds import Comparison, Measured
+from benchmarks.performance.workload import bare_model, prepared, rectangles
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.formatting import Formatter
+from scpo_ray.models import load_tokenizer
+from scpo_ray.runtime import connect
+from scpo_ray.stages import score
+from scpo_ray.stages.scoring_job import cache_address
+
+NUM_INTERACTIONS, CEILING_TOKENS, LOOP_BATCH = 150, 2048, 32
+
+
+class Work:
+    """The run, and a part of its responses for what is measured in this process."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.directory = config, RunDirectory(config.run_dir)
+        self.model = bare_model(self.directory).eval()
+        folder = Path(self.directory.path("global_model"))
+        self.formatter = Formatter(load_tokenizer(folder), config.format)
+        rows = self.directory.read_table("prepared/responses.parquet")
+        chosen = np.random.default_rng(0).permutation(rows["interaction_id"].unique().to_numpy(zero_copy_only=False))
+        self.interactions = [
+            rows.filter(pa.compute.equal(rows["interaction_id"], one)) for one in chosen[:NUM_INTERACTIONS]
+        ]
+        self.part = pa.concat_tables(self.interactions)
+
+    def tokens_of(self, rows: pa.Table) -> list:
+        """Formatted sequences."""
+        return self.formatter.format(rows["context"].to_pylist(), rows["response"].to_pylist())
+
+    @torch.inference_mode()
+    def rewards(self, rows: pa.Table) -> tuple[int, list[float]]:
+        """One padded batch: its tokens without the padding, and its rewards."""
+        inputs = self.formatter.pad(self.tokens_of(rows))
+        return int(inputs["attention_mask"].sum()), self.model(**inputs).logits.squeeze(-1).tolist()
+
+
+def main(folder: str, rounds: str = "5", conversations: str = "300") -> None:
+    """Measure; the table on stdout, all figures in FOLDER/scoring.json."""
+    torch.set_num_threads(2)
+    connect()
+    work = Work(prepared(Path(folder).absolute(), int(conversations)))
+    score.run(work.config)
+    check_equal(work)
+    comparison = Comparison(
+        "Scoring",
+        f"python -m benchmarks.performance.scoring FOLDER {rounds} {conversations}",
+        "tokens",
+        f"MiniLM, float32, PRISM-shaped responses ({conversations} conversations); without padding counted as work.",
+        notes={
+            "ceiling": "transformers' forward pass on batches without padding, tokens given",
+            "scpo_ray": "the whole stage, with the start of its actors",
+            "plain loop": f"{LOOP_BATCH} responses a batch, as they come, padded to the longest",
+            "as published": "the responses of an interaction a batch",
+        },
+    )
+    ways: dict[str, Callable[[], Measured]] = {
+        "ceiling": lambda: ceiling(work),
+        "scpo_ray": lambda: stage(work),
+        "plain loop": lambda: loop(
+            work, [work.part.slice(start, LOOP_BATCH) for start in range(0, len(work.part), LOOP_BATCH)]
+        ),
+        "as published": lambda: loop(work, work.interactions),
+    }
+    comparison.run(ways, int(rounds))
+    comparison.write(Path(folder) / "scoring.json")
+    print(comparison.table())
+
+
+def check_equal(work: Work) -> None:
+    """The ways must agree on the rewards."""
+    scores = work.directory.read_table("scores/scores.parquet")
+    known = dict(zip(scores["response_id"].to_pylist(), scores["reward"].to_pylist(), strict=True))
+    for rows in work.interactions[:20]:
+        _, found = work.rewards(rows)
+        np.testing.assert_allclose(found, [known[one] for one in rows["response_id"].to_pylist()], atol=1e-4)
+
+
+def stage(work: Work) -> Measured:
+    """`score`, as if nothing had been scored before."""
+    work.directory.remove("scores")
+    shutil.rmtree(cache_address(work.config))
+    start = time.perf_counter()
+    score.run(work.config)
+    seconds = time.perf_counter() - start
+    return Measured(work.directory.require("scores", job="score").statistics["num_tokens"], seconds)
+
+
+@torch.inference_mode()
+def ceiling(work: Work) -> Measured:
+    """The bare model."""
+    batches = list(rectangles(work.tokens_of(work.part), tokens=CEILING_TOKENS))
+    start = time.perf_counter()
+    for batch in batches:
+        work.model(input_ids=batch)
+    return Measured(sum(batch.numel() for batch in batches), time.perf_counter() - start)
+
+
+def loop(work: Work, batches: list[pa.Table]) -> Measured:
+    """Batch after batch, from texts."""
+    start = time.perf_counter()
+    tokens = sum(work.rewards(batch)[0] for batch in batches)
+    return Measured(tokens, time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

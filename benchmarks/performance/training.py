@@ -1,0 +1,245 @@
+"""Training beside the bare forward and backward pass, TRL's RewardTrainer, a plain loop, and the published way.
+
+python -m benchmarks.performance.training FOLDER [ROUNDS [STEPS [CONVERSATIONS]]]
+
+MiniLM (22 million parameters) in float32 on PRISM-shaped pairs, STEPS optimiser steps of 16 interactions. All ways see the same
+pairs once and update as often. scpo_ray's time is that of its steps and of one validation pass, as its `metrics.json` says; the
+whole stage's, with the start of Ray's workers, is a row of its own.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
+from transformers import PreTrainedModel
+from trl import RewardConfig, RewardTrainer
+
+from benchmarks.performance.rounds import Comparison, Measured
+from benchmarks.performance.workload import BACKBONE, bare_model, prepared, rectangles
+from scpo_ray import models
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.formatting import Formatter, TokenSequence
+from scpo_ray.runtime import connect
+from scpo_ray.stages import prepare, train_global
+from scpo_ray.training.batches import Preference
+from scpo_ray.training.data import load_preferences
+
+TRL_BATCH, LOOP_BATCH, PUBLISHED_BATCH = 8, 8, 16
+PUBLISHED_LENGTH, PUBLISHED_STEPS, CEILING_TOKENS = 512, 2, 2048
+LEARNING_RATE = 2e-5
+
+
+@dataclass
+class Work:
+    """A run, and the pairs of the first steps of its global model's training, step by step."""
+
+    config: Config
+    start: RunDirectory
+    """Has the start model."""
+
+    def __post_init__(self) -> None:
+        self.directory = RunDirectory(self.config.run_dir)
+        self.tokenizer = models.load_tokenizer(Path(self.start.path("global_model")))
+        self.formatter = Formatter(self.tokenizer, self.config.format)
+        task = train_global.plan(self.config, self.directory)
+        data, validation = (load_preferences(task, self.formatter, split=split) for split in ("train", "validation"))
+        assert data is not None and validation is not None
+        self.sequences, self.validation = data.sequences, validation
+        settings = self.config.train_global
+        batches = data.batches(
+            batch_size=settings.batch_size,
+            seed=task.seed,
+            first_step=0,
+            num_steps=settings.max_steps,
+            length_window=settings.length_window,
+        )
+        self.steps = [list(batch) for batch in batches]
+        self.pairs: list[list[Preference]] = [[pair for item in batch for pair in item.pairs] for batch in self.steps]
+
+    @property
+    def num_pairs(self) -> int:
+        """Of all steps."""
+        return sum(map(len, self.pairs))
+
+    def of_pairs(self, pairs: Sequence[Preference]) -> tuple[list[TokenSequence], list[TokenSequence]]:
+        """(chosen, rejected)."""
+        return [self.sequences[pair.chosen] for pair in pairs], [self.sequences[pair.rejected] for pair in pairs]
+
+    @torch.inference_mode()
+    def validation_loss(self, model: PreTrainedModel) -> float:
+        """Nats per pair."""
+        model.eval()
+        rewards = {}
+        for index in {index for pair in self.validation.preferences for index in (pair.chosen, pair.rejected)}:
+            rewards[index] = model(**self.formatter.pad([self.validation.sequences[index]])).logits.item()
+        margins = [rewards[pair.chosen] - rewards[pair.rejected] for pair in self.validation.preferences]
+        return -logsigmoid(torch.tensor(margins)).mean().item()
+
+
+def main(folder: str, rounds: str = "5", steps: str = "8", conversations: str = "300") -> None:
+    """Measure; the table on stdout, all figures in FOLDER/training.json."""
+    torch.set_num_threads(2)
+    connect()
+    work = make_work(Path(folder).absolute(), int(conversations), int(steps))
+    losses: dict[str, float] = {}
+    stages: list[Measured] = []
+    ways: dict[str, Callable[[], Measured]] = {
+        "ceiling": lambda: ceiling(work),
+        "scpo_ray": lambda: ours(work, losses, stages),
+        "TRL": lambda: with_trl(work, losses),
+        "plain loop": lambda: plain(work, losses),
+        "as published": lambda: published(work),
+    }
+    comparison = Comparison(
+        "Training",
+        f"python -m benchmarks.performance.training FOLDER {rounds} {steps} {conversations}",
+        "pairs",
+        f"MiniLM, float32, {work.num_pairs} PRISM-shaped pairs in {steps} steps ({conversations} conversations).",
+    )
+    comparison.run(ways, int(rounds))
+    start = statistics.median(one.seconds for one in stages) - work.num_pairs / statistics.median(
+        one.rate for one in comparison.rounds["scpo_ray"]
+    )
+    comparison.notes = {
+        "ceiling": "transformers' forward and backward pass on batches without padding, each response once; no optimiser",
+        "scpo_ray": f"validation loss after these steps {losses['scpo_ray']:.4f}; start and end of the stage: {start:.0f} s more",
+        "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, no checkpointing of gradients; {losses['TRL']:.4f}",
+        "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; {losses['plain loop']:.4f}",
+        "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; {PUBLISHED_STEPS} batches measured",
+    }
+    comparison.write(Path(folder) / "training.json")
+    print(comparison.table())
+
+
+def make_work(folder: Path, conversations: int, steps: int) -> Work:
+    """Data and start model."""
+    known = prepared(folder, conversations)
+    changes = {"model": BACKBONE, "epochs": 100.0, "max_steps": steps, "learning_rate": LEARNING_RATE}
+    config = Config(
+        run_dir=str(folder / "training"),
+        prepare=known.prepare.model_dump(),
+        train_global=changes | {"schedule": "constant", "warmup_fraction": 0.0, "weight_decay": 0.0},
+    )
+    prepare.run(config)
+    return Work(config, RunDirectory(known.run_dir))
+
+
+def fresh(work: Work) -> PreTrainedModel:
+    """The start model, in training, nothing dropped."""
+    model = bare_model(work.start)
+    models.prepare_for_training(model, dropout=False, gradient_checkpointing=False, is_narrow=True)
+    return model
+
+
+def ours(work: Work, losses: dict[str, float], stages: list[Measured]) -> Measured:
+    """`train_global`."""
+    if work.directory.find("global_model") is not None:
+        work.directory.remove("global_model")
+    start = time.perf_counter()
+    train_global.run(work.config)
+    stages.append(Measured(work.num_pairs, time.perf_counter() - start))
+    metrics = work.directory.read_json("global_model/metrics.json")
+    assert metrics["num_tokens"] == sum(
+        len(work.sequences[index].input_ids) for batch in work.steps for item in batch for index in item.responses
+    ), "the pairs are those that the others see"
+    losses["scpo_ray"] = metrics["validation_losses"][-1][1]
+    return Measured(work.num_pairs, metrics["wall_time_s"])
+
+
+def ceiling(work: Work) -> Measured:
+    """The bare model, forward and backward, over what the steps hold."""
+    model = fresh(work)
+    sequences = [work.sequences[index] for batch in work.steps for item in batch for index in item.responses]
+    wanted = sum(len(sequence.input_ids) for sequence in sequences)
+    batches = list(rectangles(sequences, tokens=CEILING_TOKENS))
+    start = time.perf_counter()
+    for batch in batches:
+        model(input_ids=batch).logits.sum().backward()
+    seconds = time.perf_counter() - start
+    return Measured(work.num_pairs * sum(batch.numel() for batch in batches) / wanted, seconds)
+
+
+def with_trl(work: Work, losses: dict[str, float]) -> Measured:
+    """RewardTrainer with tokens made before."""
+    pairs = [pair for step in work.pairs for pair in step]
+    chosen, rejected = work.of_pairs(pairs)
+    rows = {
+        "chosen_ids": [one.input_ids for one in chosen],
+        "rejected_ids": [one.input_ids for one in rejected],
+    }
+    settings = RewardConfig(
+        output_dir=str(Path(work.config.run_dir).parent / "trl"),
+        per_device_train_batch_size=TRL_BATCH,
+        gradient_accumulation_steps=max(1, round(work.num_pairs / len(work.steps) / TRL_BATCH)),
+        num_train_epochs=1,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        max_length=None,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    model = fresh(work)
+    trainer = RewardTrainer(
+        model, settings, train_dataset=datasets.Dataset.from_dict(rows), processing_class=work.tokenizer
+    )
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    losses["TRL"] = work.validation_loss(model)
+    return Measured(work.num_pairs, seconds)
+
+
+def plain(work: Work, losses: dict[str, float]) -> Measured:
+    """A loop as one writes it: pairs in batches padded to the longest, both sides in one pass."""
+    model = fresh(work)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    random = np.random.default_rng(0)
+    start = time.perf_counter()
+    for step in work.pairs:
+        order = random.permutation(len(step)).tolist()
+        optimizer.zero_grad()
+        for first in range(0, len(order), LOOP_BATCH):
+            chosen, rejected = work.of_pairs([step[index] for index in order[first : first + LOOP_BATCH]])
+            rewards = model(**work.formatter.pad([*chosen, *rejected])).logits.squeeze(-1)
+            margins = rewards[: len(chosen)] - rewards[len(chosen) :]
+            (-logsigmoid(margins).sum() / len(step)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    seconds = time.perf_counter() - start
+    losses["plain loop"] = work.validation_loss(model)
+    return Measured(work.num_pairs, seconds)
+
+
+def published(work: Work) -> Measured:
+    """Each side padded to 512 and passed by itself, an update after each batch."""
+    model = fresh(work)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    pairs = [pair for step in work.pairs for pair in step][: PUBLISHED_STEPS * PUBLISHED_BATCH]
+    start = time.perf_counter()
+    for first in range(0, len(pairs), PUBLISHED_BATCH):
+        chosen, rejected = (
+            model(**work.formatter.pad(side, multiple=PUBLISHED_LENGTH)).logits.squeeze(-1)
+            for side in work.of_pairs(pairs[first : first + PUBLISHED_BATCH])
+        )
+        optimizer.zero_grad()
+        (-logsigmoid(chosen - rejected).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return Measured(len(pairs), time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

