@@ -8,7 +8,6 @@ This is for CPUs and for architectures that take attention from transformers' re
 windows, no biases by distance); others, and GPUs, get padded batches.
 """
 
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -175,34 +174,13 @@ def _attend(
 ) -> tuple[Float[Tensor, "1 tokens heads size"], None]:
     """Attention within each sequence, by the signature of transformers' registry; no dropout."""
     is_causal = bool(getattr(module, "is_causal", False))
-    attention = _plain_attention if torch.is_grad_enabled() else functional.scaled_dot_product_attention
     sizes = [number * length for number, length in runs]
     split = (each[0].split(sizes, dim=1) for each in (query, key, value))
     found = []
     for (number, length), *states in zip(runs, *split, strict=True):
         by_sequence = (each.unflatten(1, (number, length)).transpose(0, 1) for each in states)
-        attended = attention(
+        attended = functional.scaled_dot_product_attention(
             *by_sequence, scale=scaling, is_causal=is_causal, enable_gqa=key.shape[1] != query.shape[1]
         )  # [sequences, heads, length, size]
         found.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(found).unsqueeze(0), None
-
-
-def _plain_attention(
-    query: Float[Tensor, "sequences heads length size"],
-    key: Float[Tensor, "sequences kv_heads length size"],
-    value: Float[Tensor, "sequences kv_heads length size"],
-    *,
-    scale: float | None,
-    is_causal: bool,
-    enable_gqa: bool,
-) -> Float[Tensor, "sequences heads length size"]:
-    """As torch's fused kernel computes it; its backward pass is faster on a CPU."""
-    if enable_gqa:
-        times = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
-    weights = (query @ key.transpose(-1, -2)) * (scale or 1 / math.sqrt(query.shape[-1]))
-    if is_causal:
-        later = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).triu(1)
-        weights = weights.masked_fill(later, -torch.inf)
-    return weights.softmax(-1).to(value.dtype) @ value

@@ -7,7 +7,8 @@ and mix communities freely where these share a base. A model that is not in memo
 computed: what is in memory stays bounded whatever is asked at once, and a caller who gives up costs nobody a second load.
 
 On a CPU two passes run side by side on half the threads each: the threads of one pass wait for each other after every
-product, and whatever else runs on the machine makes them wait longer.
+product, and whatever else runs on the machine makes them wait longer. Where much waits, a batch more than runs is built ahead, so
+that no thread waits for the event loop, which has requests to read and answers to write.
 """
 
 import asyncio
@@ -28,6 +29,8 @@ from scpo_ray.serving.catalog import ServedModel
 from scpo_ray.serving.loading import LoadedModels
 
 _BUDGETS_LOOKED_AT = 8
+_DEEP = 8
+"""Batches per pass."""
 
 
 class BusyError(ScpoError):
@@ -52,6 +55,16 @@ class Item:
         return len(self.sequence.input_ids)
 
 
+@dataclass(frozen=True)
+class _Passed:
+    """A batch that was computed."""
+
+    rewards: np.ndarray
+    is_packed: bool
+    seconds: float
+    """With loading the model, where it was not in memory."""
+
+
 @dataclass
 class Batcher:
     """A queue before the threads that compute. Use it from one event loop.
@@ -74,7 +87,7 @@ class Batcher:
     """Time in forward passes, summed over those that run side by side, and in loading what they needed."""
     _queue: dict[str, list[Item]] = field(default_factory=dict)
     _running: "set[asyncio.Task[None]]" = field(default_factory=set)
-    """One per pass that runs, or is about to."""
+    """One per pass that runs, or is about to, and where much waits one more, whose batch is next."""
     _num_computing: int = 0
     _turns: dict[str, int] = field(default_factory=dict)
     """Model -> sequences left in its turn."""
@@ -111,6 +124,8 @@ class Batcher:
             self._queue.setdefault(item.model.key, []).append(item)
         for _ in range(min(len(items), self.num_passes - len(self._running))):
             self._running.add(loop.create_task(self._run()))
+        if len(self._running) == self.num_passes and self._much_waits():
+            self._running.add(loop.create_task(self._run()))
         return [item.answer for item in items]
 
     def check_fits(self, number: int) -> None:
@@ -137,8 +152,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while batch := self._next():
             self._num_computing += 1
-            start = time.perf_counter()
-            num_threads = max(1, self.num_threads // len(self._running))
+            num_threads = max(1, self.num_threads // min(self.num_passes, len(self._running)))
             future = loop.run_in_executor(self._threads, self._forward, batch, num_threads)
             await asyncio.wait([future])
             self._num_computing -= 1
@@ -147,15 +161,29 @@ class Batcher:
                     item.answer.cancel()
                 return
             error = future.exception()
-            rewards, is_packed = ((), False) if error is not None else future.result()
-            self._note(batch, time.perf_counter() - start, is_packed=is_packed)
+            if error is None:
+                passed = future.result()
+                self._note(batch, passed)
             for place, item in enumerate(batch):
                 if item.answer.done():  # cancelled meanwhile
                     continue
                 if error is not None:
                     item.answer.set_exception(error)
                 else:
-                    item.answer.set_result(float(rewards[place]))
+                    item.answer.set_result(float(passed.rewards[place]))
+            if len(self._running) > self.num_passes and not self._much_waits():
+                return
+
+    def _much_waits(self) -> bool:
+        """Whether a batch can be built ahead of its time and still be full."""
+        enough = _DEEP * self.num_passes * self.tokens_per_batch
+        waiting = 0
+        for items in self._queue.values():
+            for item in items:
+                waiting += item.length
+                if waiting >= enough:
+                    return True
+        return False
 
     def _next(self) -> list[Item]:
         """The sequence that has waited longest, and others of its model, within the budget."""
@@ -190,23 +218,25 @@ class Batcher:
         waiting = sum(item.length for items in self._queue.values() for item in items)
         return min(self.tokens_per_batch, math.ceil(waiting / num_free))
 
-    def _note(self, batch: Sequence[Item], seconds: float, *, is_packed: bool) -> None:
+    def _note(self, batch: Sequence[Item], passed: "_Passed") -> None:
         lengths = [item.length for item in batch]
         self.cost.num_forward_passes += 1
         self.cost.num_responses += len(batch)
         self.cost.num_tokens += sum(lengths)
-        self.cost.num_padded_tokens += sum(lengths) if is_packed else max(lengths) * len(lengths)
-        self.busy_s += seconds
+        self.cost.num_padded_tokens += sum(lengths) if passed.is_packed else max(lengths) * len(lengths)
+        self.busy_s += passed.seconds
 
-    def _forward(self, batch: Sequence[Item], num_threads: int) -> tuple[np.ndarray, bool]:
-        """In a computing thread: rewards, and whether nothing was padded."""
+    def _forward(self, batch: Sequence[Item], num_threads: int) -> "_Passed":
+        """In a computing thread."""
+        start = time.perf_counter()
         torch.set_num_threads(num_threads)  # of this thread's own products
         sequences = [item.sequence for item in batch]
         with self.models.used(batch[0].model) as scorer:
             if isinstance(scorer, AdapterScorer):
-                communities = [item.model.community for item in batch]
-                return scorer.forward_for(sequences, communities), scorer.packs
-            return scorer.forward(sequences), scorer.packs
+                rewards = scorer.forward_for(sequences, [item.model.community for item in batch])
+            else:
+                rewards = scorer.forward(sequences)
+            return _Passed(rewards, scorer.packs, time.perf_counter() - start)
 
     def close(self) -> None:
         """End the threads once their batches are done."""

@@ -193,6 +193,39 @@ def test_two_passes_divide_what_waits_and_run_side_by_side(tiny_reward_model):
     assert sizes == [2, 2]
 
 
+@pytest.mark.parametrize(("number", "starts"), [(12, 2), (4, 1)])
+def test_where_much_waits_the_next_batch_needs_no_event_loop(tiny_reward_model, number, starts):
+    """Batches of one sequence; the loop is held up while the first is computed."""
+    started = threading.Semaphore(0)
+
+    def load(model):
+        scorer = load_whole(CONFIG, model)
+
+        class Telling:
+            packs = scorer.packs
+
+            def forward(self, sequences):
+                started.release()
+                return scorer.forward(sequences)
+
+        return Telling()
+
+    async def run():
+        (model,) = served(tiny_reward_model, 1)
+        formatter = Formatter(load_tokenizer(tiny_reward_model), model.format)
+        sequences = formatter.format([CONTEXT] * number, [f"text {word} ." for word in "abcdefghijkl"[:number]])
+        batcher = Batcher(LoadedModels(1, load), len(sequences[0].input_ids), 100)
+        answers = batcher.submit([(model, sequence) for sequence in sequences])
+        await asyncio.sleep(0)
+        found = sum(started.acquire(timeout=timeout) for timeout in (30, 1, 0.5))
+        rewards = await asyncio.gather(*answers)
+        return found, rewards, [float(load_whole(CONFIG, model).forward([sequence])[0]) for sequence in sequences]
+
+    found, rewards, expected = asyncio.run(run())
+    assert found == starts
+    assert rewards == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_model_has_its_turn_for_all_that_waited_when_it_began(tiny_reward_model):
     """One place in memory, two models, batches of two texts: each is loaded once for what waits, and nobody starves."""
     order = []
