@@ -79,12 +79,9 @@ def await_(run: subprocess.Popen, is_there) -> None:
 
 
 def node_id(two_nodes: Cluster) -> str:
-    """Of the second node."""
+    """Of the second node that lives now; the dashboard's summary may be that of the one before it."""
     headers = {"Authorization": f"Bearer {two_nodes.environment['RAY_AUTH_TOKEN']}"}
-    answer = httpx.get(f"{two_nodes.address}/nodes?view=summary", headers=headers).raise_for_status()
-    (found,) = (
-        node["raylet"]["nodeId"]
-        for node in answer.json()["data"]["summary"]
-        if node["raylet"]["state"] == "ALIVE" and not node["raylet"]["isHeadNode"]
-    )
+    answer = httpx.get(f"{two_nodes.address}/api/v0/nodes", headers=headers).raise_for_status()
+    nodes = answer.json()["data"]["result"]["result"]
+    (found,) = (node["node_id"] for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"])
     return found
