@@ -81,7 +81,8 @@ class OptimizationConfig(Section):
     """Micro-batches per worker and optimiser step; changes memory, never the result."""
 
     pad_to_multiple: int = Field(default=8, ge=1)
-    """Round batch lengths up to a multiple of this: fewer shapes, faster kernels, more padding (tokens)."""
+    """Round batch lengths up to a multiple of this, where batches are padded: fewer shapes, faster kernels, more padding
+    (tokens)."""
 
     dropout: bool = False
     """Leave the backbone's dropout on while training."""
@@ -91,8 +92,8 @@ class OptimizationConfig(Section):
     natively (GPU, AMX, AVX512-BF16)."""
 
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention kernel; auto: sdpa where transformers has it for the architecture, else eager (DeBERTa). On CPUs eager trains
-    about twice as fast as sdpa."""
+    """Attention kernel; auto: sdpa where transformers has it for the architecture, else eager (DeBERTa). On CPUs auto also
+    leaves out all padding, for the architectures of scpo_ray/packing.py."""
 
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NOT_IDENTITY)
     lora: LoraConfig = LoraConfig()
