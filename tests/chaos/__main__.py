@@ -61,7 +61,7 @@ def base(name: str, folder: Path, two_nodes: Cluster) -> Path | None:
     }[name]
     place = folder / f"{name}-base" / "run"
     for job in jobs:
-        made = MAKERS[name](place)
+        made = MAKERS[name](place, on_both_nodes=True)
         disturb(
             two_nodes, [*made.command()[:1], f"jobs/{job}.py", *made.command()[2:]], place, Schedule(0, num_faults=0)
         )
@@ -75,7 +75,7 @@ def copied(name: str, start: Path | None, place: Path) -> Job:
     """The job in a run directory of its own."""
     if start is not None:
         shutil.copytree(start.parent, place)
-    return MAKERS[name](place / "run")
+    return MAKERS[name](place / "run", on_both_nodes=True)
 
 
 def described(job: Job, seed: int | None, outcome: Outcome, left: list[str]) -> dict:

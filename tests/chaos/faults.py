@@ -18,8 +18,8 @@ from scpo_ray.local_cluster import end_node, processes_of, sessions, start_node
 from tests.clusters import RAY, ROOT, Cluster
 
 KINDS = ("worker", "actor", "driver", "node")
-WORKERS = ("RayTrainWorker", "MapWorker")
-"""Actors that Ray makes of a stage's functions; all others are actors of their own kind."""
+WORKERS = ("RayTrainWorker", "MapWorker", "Learner", "RewardActor")
+"""Actors that train or score; all others are the kind "actor": engines, queues, Ray Train's and Ray Data's own."""
 
 RAYS_OWN = (
     "ActorLocationTracker",
@@ -157,11 +157,14 @@ def strike(cluster: Cluster, kind: str, command: list[str], chance: random.Rando
 
 
 def _pull_the_plug(cluster: Cluster) -> str:
-    """Of the second node; another like it joins."""
+    """Of the second node, once a part of the job is there; another node like it joins."""
     name = cluster.config.nodes[-1].name
+    there = [title for node, title in _at_work(cluster) if node == name]
+    if not there:
+        return ""
     end_node(cluster.config, name, at_once=True)
     start_node(cluster.config, name, environment=cluster.environment)
-    return f"node {name}"
+    return f"node {name} with {', '.join(sorted({title.removeprefix('ray::').split('.')[0] for title in there}))}"
 
 
 def _victims(cluster: Cluster, kind: str, command: list[str]) -> Iterator[psutil.Process]:
@@ -242,18 +245,20 @@ class Finished:
 def left_over(cluster: Cluster, command: list[str], run_dir: Path) -> list[str]:
     """What is still there of jobs that have ended: processes, placement groups, unfinished folders; waits for calm."""
     end = time.monotonic() + CALM_S
-    while found := [*_busy(cluster), *map(_title, _drivers(command)), *_reserved(cluster)]:
+    while found := [*(title for _, title in _at_work(cluster)), *map(_title, _drivers(command)), *_reserved(cluster)]:
         if time.monotonic() > end:
             break
         time.sleep(0.5)
     return found + [str(path) for path in run_dir.rglob("*.tmp")]
 
 
-def _busy(cluster: Cluster) -> Iterator[str]:
-    for process in _processes(cluster):
-        title = _title(process)
-        if _is_at_work(title):
-            yield title
+def _at_work(cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """(node, process) of what jobs have there."""
+    for node, session in sessions(Path(cluster.config.folder)):
+        for process in processes_of(session):
+            title = _title(process)
+            if _is_at_work(title):
+                yield node, title
 
 
 def _reserved(cluster: Cluster) -> Iterator[str]:

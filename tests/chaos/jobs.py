@@ -39,14 +39,15 @@ class Job:
         return ["python", f"jobs/{self.name}.py", "--config", str(file)]
 
 
-def pipeline_job(run_dir: Path) -> Job:
+def pipeline_job(run_dir: Path, *, on_both_nodes: bool = False) -> Job:
     """From data to report, with two seeds: every stage but those of policies."""
     train = TINY["train"] | {"num_seeds": 2, "epochs": 3, "checkpoint_every_steps": 5}
+    train |= {"num_worker_groups": 2, "cpus_per_worker": 2} if on_both_nodes else {}
     settings = TINY | {"select": {"controls": ()}, "train": train}
     return Job("pipeline", Config(run_dir=str(run_dir), **settings), _artifacts)
 
 
-def tune_job(run_dir: Path) -> Job:
+def tune_job(run_dir: Path, *, on_both_nodes: bool = False) -> Job:
     """Six trials, two at a time; `run_dir` has scores."""
     space = {
         "select.agreement_threshold": {"choice": [0.6, 0.8, 0.9]},
@@ -54,17 +55,20 @@ def tune_job(run_dir: Path) -> Job:
     }
     settings = TINY | {
         "select": {"strategy": "filter_weight"},
-        "train": TINY["train"] | {"epochs": 2, "evaluations_per_epoch": 2},
+        "train": TINY["train"]
+        | {"epochs": 2, "evaluations_per_epoch": 2}
+        | ({"num_worker_groups": 2, "cpus_per_worker": 2} if on_both_nodes else {}),
         "tune": {"space": space, "search": "grid", "num_trials": 6, "max_concurrent": 2},
     }
     return Job("tune", Config(run_dir=str(run_dir), **settings), _trials, "tune/search/trials/*.json", mean_gap_s=2.0)
 
 
-def ppo_job(run_dir: Path) -> Job:
+def ppo_job(run_dir: Path, *, on_both_nodes: bool = False) -> Job:
     """One policy; `run_dir` has reward models of two seeds and a start policy."""
+    wide = {"cpus_per_engine": 1.5, "cpus_per_learner": 1.0} if on_both_nodes else {}
     return Job(
         "ppo",
-        small_config(str(run_dir), ppo=SETTINGS["ppo"] | {"communities": (FIRST,)}),
+        small_config(str(run_dir), ppo=SETTINGS["ppo"] | {"communities": (FIRST,)} | wide),
         _steps,
         "policy_checkpoints/*/step_*",
         mean_gap_s=1.0,

@@ -33,7 +33,7 @@ def survive(two_nodes: Cluster, job: Job, *, seed: int) -> None:
 
 
 def test_a_pipeline_bit_for_bit(two_nodes, ray_cluster, tmp_path):
-    calm, disturbed = pipeline_job(tmp_path / "calm/run"), pipeline_job(tmp_path / "disturbed/run")
+    calm, disturbed = pipeline_job(tmp_path / "calm/run"), pipeline_job(tmp_path / "disturbed/run", on_both_nodes=True)
     pipeline.run(calm.config)
     survive(two_nodes, disturbed, seed=1)
     assert disturbed.result(disturbed.config) == calm.result(calm.config)
@@ -41,7 +41,7 @@ def test_a_pipeline_bit_for_bit(two_nodes, ray_cluster, tmp_path):
 
 def test_a_search_bit_for_bit(two_nodes, ray_cluster, tmp_path):
     """Every trial; the finished ones are not run again."""
-    calm, disturbed = tune_job(tmp_path / "calm/run"), tune_job(tmp_path / "disturbed/run")
+    calm, disturbed = tune_job(tmp_path / "calm/run"), tune_job(tmp_path / "disturbed/run", on_both_nodes=True)
     for stage in (prepare, train_global, score):
         stage.run(calm.config)
     shutil.copytree(tmp_path / "calm", tmp_path / "disturbed")
@@ -55,7 +55,7 @@ def test_a_policy_step_by_step(two_nodes, policy_run, tmp_path):
     for name in ("run", "score_cache"):
         left_out = shutil.ignore_patterns("pol*", "composed*", "logs")
         shutil.copytree(Path(policy_run.run_dir).parent / name, tmp_path / name, ignore=left_out)
-    disturbed = ppo_job(tmp_path / "run")
+    disturbed = ppo_job(tmp_path / "run", on_both_nodes=True)
     survive(two_nodes, disturbed, seed=1)
     found, expected = disturbed.result(disturbed.config), disturbed.result(policy_run)
     assert found.keys() == expected.keys()
