@@ -9,12 +9,11 @@ from typing import Literal
 import psutil
 import ray
 
+from scpo_ray import nodes
 from scpo_ray.errors import ClusterError
 from scpo_ray.runtime import connect
 
 _CONNECT_S = 3.0
-_MOST_NODES = 1000
-"""Of a kind that the autoscaler may start without limit."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,8 @@ def capacity(log_format: Literal["text", "json"] = "text") -> Capacity:
         raise ClusterError(
             f"RAY_ADDRESS {address}: no cluster to be reached there ({reason}); check the address and the token, or unset it"
         ) from error
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     where = f"the cluster at {ray.get_runtime_context().gcs_address}"
-    return Capacity((*alive, *_to_be_started()), where)
+    return Capacity(tuple(nodes.all_nodes()), where)
 
 
 def _check_reachable(address: str) -> None:
@@ -88,17 +86,3 @@ def _this_machine() -> dict[str, float]:
         "GPU": float(sum(kind.get_current_node_num_accelerators() for kind in kinds)),
         "memory": float(psutil.virtual_memory().total),
     }
-
-
-def _to_be_started() -> list[dict[str, float]]:
-    """Nodes that the autoscaler may add, as its own configuration says (KubeRay, cluster launcher)."""
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    if config is None:
-        return []
-    found = []
-    for group in config.node_group_configs:
-        number = _MOST_NODES if group.max_count < 0 else min(group.max_count, _MOST_NODES)
-        found += [{name: float(amount) for name, amount in group.resources.items()}] * number
-    return found

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import jsonschema
@@ -14,6 +15,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from scpo_ray.local_cluster import read_shape
+from scpo_ray.nodes import AUTOSCALING
 from scpo_ray.serving.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +171,33 @@ def test_every_pod_is_closed_limited_and_watched(document):
             assert claims == [claim["metadata"]["name"]]
             if container["resources"]["limits"].get("nvidia.com/gpu"):
                 assert pod["spec"]["nodeSelector"] and pod["spec"]["tolerations"]
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_jobs_are_told_what_kuberay_may_add(name):
+    (document,) = documents(KUBERAY / f"{name}.yaml")
+    (cluster,) = clusters_in(document)
+    kinds = []
+    for group in cluster["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        has = container["resources"]["limits"]
+        gpus = {"GPU": int(has["nvidia.com/gpu"])} if "nvidia.com/gpu" in has else {}
+        kinds.append({"nodes": group["maxReplicas"], "CPU": int(has["cpu"])} | gpus)
+    for group in groups(cluster):
+        (container,) = group["template"]["spec"]["containers"]
+        assert json.loads({one["name"]: one["value"] for one in container["env"]}[AUTOSCALING]) == kinds
+
+
+def test_jobs_are_told_what_the_launcher_may_add():
+    config = yaml.safe_load((ROOT / "clusters/gpu.yaml").read_text())
+    kinds = [
+        {"nodes": kind["max_workers"]} | kind["resources"]
+        for name, kind in config["available_node_types"].items()
+        if name != config["head_node_type"]
+    ]
+    (said,) = (option for option in config["docker"]["run_options"] if AUTOSCALING in option)
+    name, _, value = shlex.split(said)[1].partition("=")
+    assert name == AUTOSCALING and json.loads(value) == kinds
 
 
 def test_the_service_deploys_what_the_yaml_for_clusters_deploys():

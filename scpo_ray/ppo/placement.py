@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from scpo_ray import nodes
 from scpo_ray.config import LearnerConfig, PpoConfig
 from scpo_ray.errors import ConfigError, WorkerError
 
 Kind = Literal["engine", "scorer", "learner"]
-_WAIT_S = 120.0
+_WAIT_S, _WAIT_FOR_MACHINES_S = 120.0, 1200.0
+"""For other jobs; for nodes that an autoscaler has to start, image and all."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class Placement:
     def __init__(self, plan: Layout) -> None:
         self._plan = plan
         self._group = placement_group(plan.bundles, strategy="PACK")
-        if not self._group.wait(_WAIT_S):
+        wait_s = _WAIT_FOR_MACHINES_S if nodes.can_grow() else _WAIT_S
+        if not self._group.wait(wait_s):
             remove_placement_group(self._group)
             raise WorkerError(
-                f"ppo: the cluster could not place {len(plan.bundles)} bundles within {_WAIT_S:g} s; other jobs hold its "
+                f"ppo: the cluster could not place {len(plan.bundles)} bundles within {wait_s:g} s; other jobs hold its "
                 "resources, or no single node has room for a bundle: wait, or lower the actors' resources"
             )
 
@@ -86,7 +88,7 @@ def reserved(config: LearnerConfig, kinds: tuple[Kind, ...] = ("engine", "scorer
         WorkerError: the cluster has it, but not free or not together.
     """
     plan = layout(config, kinds)
-    check(plan, ray.cluster_resources())
+    check(plan, nodes.totals())
     placement = Placement(plan)
     try:
         yield placement

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pyarrow as pa
-import ray
 
+from scpo_ray import nodes
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.core.bootstrap import Estimate
@@ -51,7 +51,7 @@ def run(config: Config) -> Manifest:
     if made is not None:
         return made
     connect(config.log_format)
-    placement.check(placement.layout(config.ppo), ray.cluster_resources())
+    placement.check(placement.layout(config.ppo), nodes.totals())
     known_scales = scales(config, directory, plan.all_models)
     number = max(config.best_of_n.num_samples)
     prompts = test_prompts(config, plan)

@@ -14,7 +14,7 @@ from scpo_ray.config import Config
 from scpo_ray.errors import TrainingError
 from scpo_ray.runtime import console
 from scpo_ray.stages import evaluate, prepare, report, score, select, train, train_global
-from scpo_ray.stages.train_global import check_checkpoint_dir
+from scpo_ray.training.task import check_checkpoint_dir
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import ray
 from jaxtyping import Float
 from torch import Tensor
 
+from scpo_ray import nodes
 from scpo_ray.artifacts import Recipe, RunDirectory, content_hash_of
 from scpo_ray.config import Config, PpoConfig
 from scpo_ray.core.kl import AdaptiveKL, FixedKL
@@ -23,7 +23,7 @@ from scpo_ray.errors import SynchronizationError
 from scpo_ray.models import load_tokenizer
 from scpo_ray.ppo import experience, objective, placement, step_metrics, tracking
 from scpo_ray.ppo import prompts as prompt_sets
-from scpo_ray.ppo.checkpoints import FOLDER, PolicyCheckpoints
+from scpo_ray.ppo.checkpoints import checkpoints_in
 from scpo_ray.ppo.crew import Crew, at_work
 from scpo_ray.ppo.engines import Generation
 from scpo_ray.ppo.experience import Evaluated
@@ -35,9 +35,8 @@ from scpo_ray.runtime import Bar, connect, console, progress_bar
 from scpo_ray.stages import policy_evaluation, policy_page, recipes
 from scpo_ray.stages.community_models import scales
 from scpo_ray.stages.policy_plan import Plan, held_out_name, make_plan, training_prompts
-from scpo_ray.stages.train_global import check_checkpoint_dir
 from scpo_ray.training.policy_card import policy_card
-from scpo_ray.training.task import checkpoints_of
+from scpo_ray.training.task import check_checkpoint_dir
 
 
 def run(config: Config) -> str:
@@ -54,10 +53,10 @@ def run(config: Config) -> str:
     tracking.check(config.ppo.loggers)
     plan = make_plan(config, directory)
     for recipe in plan.missing.values():
-        _checkpoints(config, directory, recipe).refuse_other_layout(config.ppo, "ppo")
+        checkpoints_in(directory, recipe, config.ppo).refuse_other_layout(config.ppo, "ppo")
     if plan.missing or policy_evaluation.is_missing(config, directory, plan):
         connect(config.log_format)
-        placement.check(placement.layout(config.ppo), ray.cluster_resources())
+        placement.check(placement.layout(config.ppo), nodes.totals())
         reward_models = {name: model.address for name, model in plan.all_models.items()}
         known_scales = scales(config, directory, plan.all_models)
         with at_work(
@@ -72,11 +71,6 @@ def run(config: Config) -> str:
                 Controller(config, directory, plan, target, recipe, crew, known_scales).run()
             policy_evaluation.run(config, directory, plan, crew, known_scales)
     return policy_page.write(config, directory, plan)
-
-
-def _checkpoints(config: Config, directory: RunDirectory, recipe: Recipe) -> PolicyCheckpoints:
-    place = config.ppo.checkpoint_dir
-    return PolicyCheckpoints(checkpoints_of(recipe, FOLDER, run_address=directory.absolute_address, place=place))
 
 
 class Controller:
@@ -102,7 +96,7 @@ class Controller:
             max_tokens=config.format.max_tokens,
             vocab_size=len(self.tokenizer),
         )
-        self.checkpoints = _checkpoints(config, directory, recipe)
+        self.checkpoints = checkpoints_in(directory, recipe, config.ppo)
         self.step = 0
         self.kl = kl_controller(self.ppo)
         self.history: list[dict[str, float]] = []

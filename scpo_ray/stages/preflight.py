@@ -19,7 +19,7 @@ from scpo_ray.runtime import console, make_console
 from scpo_ray.stages import recipes
 from scpo_ray.stages.needs import JOBS, needs_of
 from scpo_ray.stages.train import model_names
-from scpo_ray.training.task import checkpoints_of, newest_checkpoint, refuse_other_layout
+from scpo_ray.training.task import check_checkpoint_dir, checkpoints_of, newest_checkpoint, refuse_other_layout
 
 _STORAGE_S = 4
 """After which a bucket that cannot be reached is refused."""
@@ -40,6 +40,7 @@ def passed(config: Config, job: str) -> bool:
     """
     has = capacity(config.log_format)
     check_storage(config)
+    check_scratch(config, job)
     directory = RunDirectory(config.run_dir)
     made = check_artifacts(config, directory, job)
     for stage in JOBS[job]:
@@ -50,6 +51,7 @@ def passed(config: Config, job: str) -> bool:
 
     for stage in JOBS[job]:
         plan.check_model(config, stage)
+    check_policies(config, directory, job)
     plans = plan.make(config, directory, JOBS[job], made, has)
     for line in plans:
         plan.check_memory(line, has)
@@ -79,12 +81,8 @@ def check_storage(config: Config) -> None:
     directory = RunDirectory(config.run_dir)
     with storage_errors(config.run_dir):
         if directory.is_local:
-            root = Path(directory.absolute_address)
-            place = next(folder for folder in (root, *root.parents) if folder.exists())
-            if not place.is_dir():
-                raise NotADirectoryError(20, "is a file, no folder", str(place))
-            with tempfile.TemporaryFile(dir=place):
-                return
+            _write_beside(Path(directory.absolute_address))
+            return
         is_google = config.run_dir.startswith(("gs://", "gcs://"))  # whose client tries for 15 minutes by default
         patience = f"?retry_limit_seconds={_STORAGE_S}" if is_google else ""
         filesystem, path = pafs.FileSystem.from_uri(config.run_dir + patience)
@@ -94,8 +92,59 @@ def check_storage(config: Config) -> None:
         with filesystem.open_output_stream(probe) as stream:
             stream.write(b"scpo_ray")
         filesystem.delete_file(probe)
-        if is_new:
-            filesystem.delete_dir(path)  # Arrow leaves a marker of the folder
+        if is_new and not filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+            filesystem.delete_dir(
+                path
+            )  # Arrow leaves a marker of the folder; another job may have begun in it meanwhile
+
+
+def check_scratch(config: Config, job: str) -> None:
+    """Where unfinished trainings and scores will be kept.
+
+    Raises:
+        ConfigError: the run is on an object store, and no disk is named.
+        StorageError: a folder cannot be written.
+    """
+    stages = {"train" if stage == "tune" else stage for stage in JOBS[job]}
+    for stage in ("train_global", "train", "sft", "ppo"):
+        if stage in stages:
+            place = getattr(config, stage).checkpoint_dir
+            check_checkpoint_dir(config.run_dir, place, stage)
+            if place is not None:
+                with storage_errors(f"{stage}.checkpoint_dir {place}"):
+                    _write_beside(Path(place))
+    if config.score.cache_dir is not None and "://" not in config.score.cache_dir and "score" in stages:
+        with storage_errors(f"score.cache_dir {config.score.cache_dir}"):
+            _write_beside(Path(config.score.cache_dir))
+
+
+def _write_beside(folder: Path) -> None:
+    """Into the folder, or where it will be made."""
+    place = next(one for one in (folder, *folder.parents) if one.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(20, "is a file, no folder", str(place))
+    with tempfile.TemporaryFile(dir=place):
+        return
+
+
+def check_policies(config: Config, directory: RunDirectory, job: str) -> None:
+    """Refuse what policies are to be made from, where it is missing or does not fit, and checkpoints that cannot be resumed.
+
+    Raises:
+        ScpoError: as the stage itself would, once it had waited for the cluster.
+    """
+    if job not in ("sft", "ppo", "best_of_n"):
+        return
+    from scpo_ray.ppo.checkpoints import checkpoints_in
+    from scpo_ray.stages.policy_plan import make_plan
+
+    if job == "sft":
+        recipe = recipes.start_policy(config, directory)
+        if recipe.is_made(directory, rebuild=config.rebuild) is None:
+            checkpoints_in(directory, recipe, config.sft).refuse_other_layout(config.sft, "sft")
+    else:
+        for recipe in make_plan(config, directory, trains=job == "ppo").missing.values():
+            checkpoints_in(directory, recipe, config.ppo).refuse_other_layout(config.ppo, "ppo")
 
 
 def check_artifacts(config: Config, directory: RunDirectory, job: str) -> set[str]:

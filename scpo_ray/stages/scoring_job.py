@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from scpo_ray import model_files
+from scpo_ray import model_files, nodes
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config, FormatConfig, ScoreConfig
 from scpo_ray.errors import ConfigError, ScpoError
@@ -236,7 +236,7 @@ def _ordered(scores: pa.Table, response_ids: pa.Array) -> pa.Table:
 
 
 def _check_resources(config: ScoreConfig) -> None:
-    has = ray.cluster_resources()
+    has = nodes.totals()
     for resource, each in (("CPU", config.cpus_per_scorer), ("GPU", config.gpus_per_scorer)):
         if each * config.num_scorers > has.get(resource, 0.0):
             raise ConfigError(

@@ -18,7 +18,7 @@ from scpo_ray.errors import DataError
 from scpo_ray.formatting import Formatter
 from scpo_ray.models import load_tokenizer
 from scpo_ray.ppo.actors import Failures
-from scpo_ray.ppo.checkpoints import FOLDER, PolicyCheckpoints
+from scpo_ray.ppo.checkpoints import FOLDER, PolicyCheckpoints, checkpoints_in
 from scpo_ray.ppo.learner import LearnerTask
 from scpo_ray.ppo.learners import LearnerDied, Learners
 from scpo_ray.ppo.placement import reserved
@@ -27,10 +27,9 @@ from scpo_ray.ppo.records import Sequences
 from scpo_ray.runtime import Bar, connect, progress_bar
 from scpo_ray.stages import recipes
 from scpo_ray.stages.prepare import check_known
-from scpo_ray.stages.train_global import check_checkpoint_dir
 from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.policy_card import policy_card
-from scpo_ray.training.task import checkpoints_of
+from scpo_ray.training.task import check_checkpoint_dir
 
 _INITIAL = f"{FOLDER}/initial_policy"
 
@@ -71,8 +70,7 @@ def run(config: Config) -> Manifest:
     address = _start(config, directory)
     start = model_files.resolve(address)
     lesson = read_lesson(config, directory, start)
-    folder = checkpoints_of(recipe, FOLDER, run_address=directory.absolute_address, place=config.sft.checkpoint_dir)
-    checkpoints = PolicyCheckpoints(folder)
+    checkpoints = checkpoints_in(directory, recipe, config.sft)
     checkpoints.refuse_other_layout(config.sft, "sft")
     connect(config.log_format)
     threads = config.sft.threads_per_learner or max(1, (os.cpu_count() or 1) // config.sft.num_learners)

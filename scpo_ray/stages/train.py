@@ -15,7 +15,7 @@ from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.prepare import check_known
 from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.queue import TaskState
-from scpo_ray.training.task import StartModel, TrainingTask
+from scpo_ray.training.task import StartModel, TrainingTask, check_checkpoint_dir
 from scpo_ray.training.workers import run_tasks
 
 
@@ -36,8 +36,6 @@ def run(config: Config) -> TrainOutcome:
         ConfigError: a configured community does not occur.
         TrainingError: the cluster cannot hold the workers, or a worker group failed for good.
     """
-    from scpo_ray.stages.train_global import check_checkpoint_dir
-
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.train.checkpoint_dir, "train")
     tasks, outcome = plan(config, directory)

@@ -15,7 +15,7 @@ from scpo_ray.stages.global_model import REFERENCE
 from scpo_ray.stages.prepare import check_known
 from scpo_ray.stages.train import show_progress
 from scpo_ray.training.model_card import licence_of
-from scpo_ray.training.task import StartModel, TrainingTask
+from scpo_ray.training.task import StartModel, TrainingTask, check_checkpoint_dir
 from scpo_ray.training.workers import run_tasks
 
 
@@ -89,18 +89,6 @@ def plan(config: Config, directory: RunDirectory, *, other: bool = False) -> Tra
             "training annotators": annotators or "aggregates, no annotators",
         },
     )
-
-
-def check_checkpoint_dir(run_dir: str, checkpoint_dir: str | None, section: str) -> None:
-    """Refuse, before anything starts, a run on an object store without a disk for unfinished trainings.
-
-    Raises:
-        ConfigError: `run_dir` is not a path and the section names no `checkpoint_dir`.
-    """
-    if "://" in run_dir and checkpoint_dir is None:
-        raise ConfigError(
-            f"{section}.checkpoint_dir: unset, and run_dir {run_dir} is no path; name a folder on a disk that all workers share"
-        )
 
 
 def _communities(config: Config, directory: RunDirectory) -> list[str]:

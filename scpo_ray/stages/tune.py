@@ -21,8 +21,8 @@ from scpo_ray.runtime import connect
 from scpo_ray.stages import prepare, score, train_global
 from scpo_ray.stages.search import Outcome, Search, check_validation
 from scpo_ray.stages.train import communities_to_train
-from scpo_ray.stages.train_global import check_checkpoint_dir
 from scpo_ray.training.queue import start_queue
+from scpo_ray.training.task import check_checkpoint_dir
 from scpo_ray.training.workers import check_resources, worker_groups
 from scpo_ray.tuning.objectives import METRICS
 from scpo_ray.tuning.records import TrialRecord

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scpo_ray.artifacts import Recipe, content_hash_of
 from scpo_ray.config import FormatConfig, OptimizationConfig
-from scpo_ray.errors import TrainingError
+from scpo_ray.errors import ConfigError, TrainingError
 
 ZERO_STAGE_FILE = "zero_stage"
 """In a checkpoint: under which it was written."""
@@ -173,6 +173,18 @@ def refuse_other_layout(
         raise TrainingError(
             f"{found.folder}: written by {found.num_ranks} ranks, {section}{ranks} is {num_ranks}, and this checkpoint (ZeRO "
             f"stage {zero_stage}) is read by as many as wrote it; set {section}{ranks} to {found.num_ranks}, {again}"
+        )
+
+
+def check_checkpoint_dir(run_dir: str, checkpoint_dir: str | None, section: str) -> None:
+    """Refuse, before anything starts, a run on an object store without a disk for unfinished trainings.
+
+    Raises:
+        ConfigError: `run_dir` is not a path and the section names no `checkpoint_dir`.
+    """
+    if "://" in run_dir and checkpoint_dir is None:
+        raise ConfigError(
+            f"{section}.checkpoint_dir: unset, and run_dir {run_dir} is no path; name a folder on a disk that all workers share"
         )
 
 

@@ -16,6 +16,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
+from scpo_ray import nodes
 from scpo_ray.artifacts import scratch_folder
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.errors import ScpoError, StorageError, TrainingError
@@ -99,7 +100,7 @@ def check_resources(config: OptimizationConfig, num_groups: int) -> None:
     Raises:
         TrainingError: more CPUs or GPUs are asked for than the cluster has.
     """
-    has = ray.cluster_resources()
+    has = nodes.totals()
     num_workers = config.fewest_workers * num_groups
     wanted = {"CPU": config.cpus_per_worker * num_workers, "GPU": float(num_workers) if config.use_gpu else 0.0}
     setting = "num_workers" if config.fewest_workers == config.num_workers else "min_workers"
