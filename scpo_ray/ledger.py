@@ -21,7 +21,12 @@ STAGES = {
     "best_of_n": ("best_of_n",),
 }
 """Stage -> artifacts, or folders of them."""
-_UNFINISHED = {"train_global": "checkpoints", "train": "checkpoints", "ppo": "policy_checkpoints"}
+_UNFINISHED = {
+    "train_global": "checkpoints",
+    "train": "checkpoints",
+    "sft": "sft_checkpoints",
+    "ppo": "policy_checkpoints",
+}
 """Stage -> where its checkpoints are by default; elsewhere (`checkpoint_dir`) they are not seen."""
 _NOT_RESULTS = ("claim", "data")
 """What a search keeps beside its result."""
@@ -86,12 +91,23 @@ def records(address: str) -> list[StageRecord]:
     has_ruler = run.find("global_model") is not None
     for stage, folders in STAGES.items():
         manifests = [manifest for folder in folders for manifest in _manifests(run, folder, _DEEPEST)]
-        unfinished = bool(stage in _UNFINISHED and run.names(_UNFINISHED[stage]))
+        unfinished = _is_begun(run, stage)
         if stage in ("train_global", "train"):
             unfinished = unfinished and has_ruler == (stage == "train")
         if manifests or unfinished:
             found.append(_record(address, stage, manifests, unfinished))
     return found
+
+
+def _is_begun(run: RunDirectory, stage: str) -> bool:
+    """Whether a stage has left something that is still to become an artifact."""
+    if stage == "tune":
+        searches = [name for name in run.names("tune") if not name.startswith(".")]
+        return any(
+            "trials" in run.names(f"tune/{name}") and run.find(f"tune/{name}/result") is None for name in searches
+        )
+    folder = _UNFINISHED.get(stage)
+    return folder is not None and any(not name.startswith(".") for name in run.names(folder))
 
 
 def table(addresses: Sequence[str], prices: Prices = Prices()) -> Table:

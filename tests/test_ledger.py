@@ -68,3 +68,19 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path, capsys):
         main(["runs", str(tmp_path / "nowhere")])
     assert ended.value.code == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_was_stopped_is_told_apart(tmp_path):
+    """A start policy is no policy, a search has no result yet; what Ray notes down while it works is nothing."""
+    (tmp_path / "config.yaml").write_text("")
+    for folder in (
+        "checkpoints/.ray_train.host.1.tmp",
+        "sft_checkpoints/abc",
+        "tune/search/trials",
+        "tune/again/trials",
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+    with Recipe("tune/again/result", "tune", {}, {}, 0).making(RunDirectory(str(tmp_path))):
+        pass
+    found = {record.stage: record.is_unfinished for record in records(str(tmp_path))}
+    assert found == {"sft": True, "tune": True}

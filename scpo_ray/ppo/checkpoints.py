@@ -8,14 +8,14 @@ from scpo_ray.config import LearnerConfig
 from scpo_ray.ppo.learners import Learners
 from scpo_ray.training.task import checkpoints_of, newest_checkpoint, refuse_other_layout
 
-FOLDER = "policy_checkpoints"
-"""In the run directory; apart from reward models' checkpoints, which go when all of those are trained."""
+FOLDERS = {"sft": "sft_checkpoints", "ppo": "policy_checkpoints"}
+"""Stage -> where in the run directory; apart from reward models' checkpoints, which go when all of those are trained."""
 
 
 def checkpoints_in(directory: RunDirectory, recipe: Recipe, config: LearnerConfig) -> "PolicyCheckpoints":
     """Of a policy that is being made."""
-    place = config.checkpoint_dir
-    return PolicyCheckpoints(checkpoints_of(recipe, FOLDER, run_address=directory.absolute_address, place=place))
+    folder, place = FOLDERS[recipe.stage], config.checkpoint_dir
+    return PolicyCheckpoints(checkpoints_of(recipe, folder, run_address=directory.absolute_address, place=place))
 
 
 class PolicyCheckpoints:

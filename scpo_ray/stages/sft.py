@@ -18,7 +18,7 @@ from scpo_ray.errors import DataError
 from scpo_ray.formatting import Formatter
 from scpo_ray.models import load_tokenizer
 from scpo_ray.ppo.actors import Failures
-from scpo_ray.ppo.checkpoints import FOLDER, PolicyCheckpoints, checkpoints_in
+from scpo_ray.ppo.checkpoints import FOLDERS, PolicyCheckpoints, checkpoints_in
 from scpo_ray.ppo.learner import LearnerTask
 from scpo_ray.ppo.learners import LearnerDied, Learners
 from scpo_ray.ppo.placement import reserved
@@ -31,7 +31,7 @@ from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.policy_card import policy_card
 from scpo_ray.training.task import check_checkpoint_dir
 
-_INITIAL = f"{FOLDER}/initial_policy"
+_INITIAL = f"{FOLDERS['sft']}/initial_policy"
 
 
 @dataclass(frozen=True)

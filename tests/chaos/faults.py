@@ -211,7 +211,7 @@ class Finished:
     """What a run has finished: bytes that must not change any more."""
 
     PATTERNS = ("*/manifest.json", "*/*/manifest.json", "tune/*/trials/*.json")
-    UNFINISHED = ("checkpoints", "policy_checkpoints")
+    UNFINISHED = ("checkpoints", "sft_checkpoints", "policy_checkpoints")
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir

@@ -103,5 +103,5 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(ray_cluster, prepared, t
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     assert found[-1] < 0.7 * found[0]
     assert resumed.content_hash == undisturbed.content_hash
-    assert directory.names("policy_checkpoints") == []
+    assert directory.names("sft_checkpoints") == []
     assert sft.run(config).created == resumed.created
