@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from scpo_ray.errors import ClusterError
+from scpo_ray.config.section import holds_key
+from scpo_ray.errors import ClusterError, ConfigError
 
 _ATTEMPTS, _FIRST_WAIT_S, _POLL_S = 5, 1.0, 1.0
 
@@ -24,8 +25,14 @@ def submit(job: str, settings: Sequence[str], *, address: str | None = None, mem
         The submission's id.
 
     Raises:
+        ConfigError: an address among the settings holds a key: whoever may list jobs reads their command lines.
         ClusterError: the job server cannot be reached or refuses, or the job did not succeed.
     """
+    if any(map(holds_key, settings)):
+        raise ConfigError(
+            f"{job}: an address holds a user or a key, which the list of jobs would show; set it in the cluster's environment "
+            "(AWS_ACCESS_KEY_ID and the like), and leave it out here"
+        )
     logging.getLogger("ray").setLevel(logging.ERROR)  # which lists every file that is left out of the upload
     client = _client(address)
     entrypoint = shlex.join(["python", f"jobs/{job}.py", *settings])

@@ -14,6 +14,8 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
+from scpo_ray import submission
+from scpo_ray.errors import ConfigError
 from scpo_ray.local_cluster import read_shape
 from scpo_ray.nodes import AUTOSCALING
 from scpo_ray.serving.settings import settings_of
@@ -258,3 +260,10 @@ def test_what_a_submission_uploads_is_small(tmp_path):
     """Ray's own packing of `--working-dir .`; 1.1 MiB when this was written."""
     create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True)
     assert (tmp_path / "package.zip").stat().st_size < 5 * 2**20
+
+
+def test_keys_in_addresses_never_reach_the_list_of_jobs():
+    for settings in (["--run_dir", "s3://KEY:SECRET@bucket/run"], ["--run_dir=s3://KEY:SECRET@bucket/run"]):
+        with pytest.raises(ConfigError, match="an address holds a user or a key") as raised:
+            submission.submit("prepare", settings, address="http://127.0.0.1:1")
+        assert "SECRET" not in str(raised.value)

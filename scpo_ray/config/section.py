@@ -9,13 +9,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def holds_key(address: str) -> bool:
+    """Whether an address names a user, or a key, before its host."""
+    return re.search(r"(^|=)[a-zA-Z0-9+.-]+://[^/]*@", address) is not None
+
+
 def _expand_variables(address: str) -> str:
     """Replace `${NAME}` by the environment's value; a variable that is not set is an error, never an empty string."""
     expanded = os.path.expandvars(address)
     missing = re.search(r"\$\{(\w+)\}", expanded)
     if missing:
         raise ValueError(f"the environment variable {missing[1]} is not set; set it, or give another path or hub name")
-    if re.match(r"[a-zA-Z0-9+.-]+://[^/]*@", expanded):
+    if holds_key(expanded):
         raise ValueError(
             "holds a user or a key, which manifests and logs would show; set it in the environment (AWS_ACCESS_KEY_ID and the "
             "like), and leave it out here"
