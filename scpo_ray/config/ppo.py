@@ -48,6 +48,10 @@ class LearnerConfig(Section):
     checkpoint_dir: SharedFolder | None = Field(default=None, json_schema_extra=NOT_IDENTITY)
     """Where unfinished policies are kept, on a disk that all learners share; unset: `checkpoints` in the run directory."""
 
+    call_timeout_s: float = Field(default=1800, ge=1, json_schema_extra=NOT_IDENTITY)
+    """An actor that takes longer for one thing it is asked (an update, all responses of a step, a checkpoint) has hung: where it
+    stood goes into its log, and it is started again."""
+
     max_failures: int = Field(default=3, ge=0, json_schema_extra=NOT_IDENTITY)
     """How often dead actors (engines, scorers, learners) are started again before the run gives up."""
 

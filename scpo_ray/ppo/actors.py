@@ -9,6 +9,8 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from scpo_ray.errors import WorkerError
 
+_LIMIT_S = 1800.0
+
 
 class Failures:
     """How many deaths of actors a run has seen, and how many it bears."""
@@ -48,6 +50,7 @@ class Pool:
         kind: what they are called in messages.
         start: makes actor i.
         ready: brings a new actor to where the others are; also called on the first ones.
+        limit_s: after which a call has hung. Actors are `EndsIfHung`.
     """
 
     def __init__(
@@ -58,7 +61,9 @@ class Pool:
         failures: Failures,
         *,
         ready: Callable[[int, Any], None] = lambda index, actor: None,
+        limit_s: float = _LIMIT_S,
     ) -> None:
+        self._limit_s = limit_s
         self.kind, self._start, self._failures, self._ready = kind, start, failures, ready
         self.actors = [start(index) for index in range(number)]
 
@@ -68,7 +73,7 @@ class Pool:
     def submit(self, index: int, method: str, *arguments: object) -> Call:
         """Call a method; `collect` waits for it."""
         actor = self.actors[index]
-        return Call(index, actor, method, arguments, getattr(actor, method).remote(*arguments))
+        return Call(index, actor, method, arguments, actor.call.remote(self._limit_s, method, *arguments))
 
     def collect(self, calls: Sequence[Call]) -> list[Any]:
         """Results in the order of the calls; what a dead actor was called for, its successor is called for again.

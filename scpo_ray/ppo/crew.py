@@ -84,6 +84,7 @@ def at_work(
             placement,
             failures,
             tolerance=config.sync_tolerance or sync.default_tolerance(_coarsest(precision, config)),
+            limit_s=config.call_timeout_s,
         )
         threads = max(1, (os.cpu_count() or 1) // config.num_scorers)
         actor = ray.remote(RewardActor)
@@ -94,6 +95,7 @@ def at_work(
                 dict(reward_models), format_config, score_config, threads=threads
             ),
             failures,
+            limit_s=config.call_timeout_s,
         )
         learners = Learners(
             config,

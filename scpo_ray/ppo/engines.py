@@ -28,8 +28,16 @@ class Engines:
     """A pool of rollout engines."""
 
     def __init__(
-        self, number: int, spec: EngineSpec, placement: Placement, failures: Failures, *, tolerance: float
+        self,
+        number: int,
+        spec: EngineSpec,
+        placement: Placement,
+        failures: Failures,
+        *,
+        tolerance: float,
+        limit_s: float,
     ) -> None:
+        self._limit_s = limit_s
         self._tolerance = tolerance
         self.publish_again: Callable[[], WeightUpdate] | None = None
         """With NCCL nothing of an update stays for an engine that starts again: this publishes it through the object store."""
@@ -41,7 +49,7 @@ class Engines:
         def start(index: int) -> Any:
             return engine.options(**placement.options("engine", index)).remote(spec)
 
-        self.pool = Pool("rollout engine", number, start, failures, ready=self._resynchronise)
+        self.pool = Pool("rollout engine", number, start, failures, ready=self._resynchronise, limit_s=limit_s)
 
     def begin_load(self) -> list[Call]:
         """Start vLLM everywhere; collecting it raises ModelError where vLLM cannot run the policy."""
@@ -86,12 +94,12 @@ class Engines:
 
     def _resynchronise(self, index: int, actor: Any) -> None:
         self.has_changed = True
-        ray.get(actor.load.remote())
+        ray.get(actor.call.remote(self._limit_s, "load"))
         if self._update is None:
             return
         if not self._update.chunks and self.publish_again is not None:
             self._update = self.publish_again()
-        self._check(index, ray.get(actor.update.remote(self._update)))
+        self._check(index, ray.get(actor.call.remote(self._limit_s, "update", self._update)))
 
     def _check(self, index: int, report: SyncReport) -> float:
         assert self._update is not None

@@ -17,6 +17,7 @@ import ray
 
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import LearnerConfig, PpoConfig
+from scpo_ray.ppo.hanging import EndsIfHung
 from scpo_ray.ppo.records import CRITIC, POLICY, Canaries, Experience, Sequences, WeightUpdate
 from scpo_ray.precision import uses_bfloat16
 from scpo_ray.training.task import checkpoint_in, refuse_other_layout
@@ -42,7 +43,7 @@ class LearnerTask:
     has_critic: bool = False
 
 
-class Learner:
+class Learner(EndsIfHung):
     """A rank. Build with its number and the group's size, then `connect`, then `begin` a task."""
 
     def __init__(self, rank: int, num_ranks: int, *, threads: int, uses_gpu: bool) -> None:

@@ -121,13 +121,16 @@ class Learners:
         self._all("write", recipe, run_address, files, statistics)
 
     def _all(self, method: str, *arguments: object, **options: object) -> list[Any]:
-        return self._all_of([getattr(actor, method).remote(*arguments, **options) for actor in self.actors])
+        limit_s = self._config.call_timeout_s
+        return self._all_of([actor.call.remote(limit_s, method, *arguments, **options) for actor in self.actors])
 
     def _all_of(self, references: list) -> list[Any]:
         """Results of all ranks; the first error at once, since the others may wait for the rank that raised it."""
         waiting = list(references)
         while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=self._config.call_timeout_s + _NOTICE_S)
+            if not done:  # processes that are stopped do not end by themselves
+                raise LearnerDied(f"no answer within {self._config.call_timeout_s:g} s")
             try:
                 ray.get(done)
             except (RayActorError, ObjectLostError) as error:  # the rank, or its node with what it answered

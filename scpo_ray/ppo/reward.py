@@ -8,6 +8,7 @@ from scpo_ray import model_files
 from scpo_ray.config import FormatConfig, ScoreConfig
 from scpo_ray.errors import ConfigError
 from scpo_ray.ppo.actors import Call, Pool
+from scpo_ray.ppo.hanging import EndsIfHung
 from scpo_ray.ppo.records import Answer, Rewards
 from scpo_ray.records import response_id
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from scpo_ray.scoring import RewardScorer
 
 
-class RewardActor:
+class RewardActor(EndsIfHung):
     """Holds reward models by name; each is loaded once, at its first use."""
 
     def __init__(

@@ -12,6 +12,7 @@ import ray
 
 from scpo_ray import model_files
 from scpo_ray.errors import ModelError, SynchronizationError, TrainingError
+from scpo_ray.ppo.hanging import EndsIfHung
 from scpo_ray.ppo.records import Sample, SyncReport, WeightUpdate
 
 
@@ -34,7 +35,7 @@ class EngineSpec:
     receives_nccl: bool = False
 
 
-class RolloutEngine:
+class RolloutEngine(EndsIfHung):
     """One vLLM engine; it is there after `load`."""
 
     def __init__(self, spec: EngineSpec) -> None:

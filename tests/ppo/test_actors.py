@@ -2,14 +2,17 @@
 
 import os
 import signal
+import threading
+from pathlib import Path
 
 import pytest
 
 from scpo_ray.errors import WorkerError
 from scpo_ray.ppo.actors import Failures, Pool
+from scpo_ray.ppo.hanging import EndsIfHung
 
 
-class Worker:
+class Worker(EndsIfHung):
     """Says what it has been told, and by which start of it."""
 
     def __init__(self, start: int) -> None:
@@ -30,15 +33,21 @@ class Worker:
             self.die()
         return "survived"
 
+    def hang_once(self, path: str) -> str:
+        if not os.path.exists(path):
+            open(path, "w").close()
+            threading.Event().wait()
+        return "woken"
 
-def make_pool(ray, most: int, *, ready=lambda index, actor: None) -> tuple[Pool, list]:
+
+def make_pool(ray, most: int, *, ready=lambda index, actor: None, limit_s: float = 60) -> tuple[Pool, list]:
     starts: list[int] = []
 
     def start(index: int):
         starts.append(index)
         return ray.remote(Worker).options(num_cpus=0.01).remote(len(starts))
 
-    return Pool("worker", 2, start, Failures(most), ready=ready), starts
+    return Pool("worker", 2, start, Failures(most), ready=ready, limit_s=limit_s), starts
 
 
 def test_a_successor_is_brought_up_to_date_and_asked_again(ray_cluster, tmp_path):
@@ -69,4 +78,15 @@ def test_an_error_is_no_death(ray_cluster):
         pool.collect([pool.submit(0, "answer", "too", "many")])
     assert pool.all("answer", "fine") == [("fine", None, 1), ("fine", None, 2)]
     assert starts == [0, 1]
+    pool.stop()
+
+
+def test_a_call_that_hangs_is_a_death_and_says_where_it_stood(ray_cluster, tmp_path):
+    pool, starts = make_pool(ray_cluster, 1, limit_s=2)
+    calls = [pool.submit(0, "hang_once", str(tmp_path / "hung")), pool.submit(1, "answer", "meanwhile")]
+    assert pool.collect(calls) == ["woken", ("meanwhile", None, 2)]
+    assert starts == [0, 1, 0]
+    logs = Path(ray_cluster._private.worker.global_worker.node.get_session_dir_path(), "logs")
+    said = [text for path in logs.glob("worker-*.err") if "Timeout (0:00:02)!" in (text := path.read_text())]
+    assert len(said) == 1 and "in hang_once" in said[0]
     pool.stop()
