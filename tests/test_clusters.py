@@ -199,6 +199,7 @@ def test_jobs_are_told_what_the_launcher_may_add():
     ]
     (said,) = (option for option in config["docker"]["run_options"] if AUTOSCALING in option)
     name, _, value = shlex.split(said)[1].partition("=")
+    kinds[-1]["accelerator_type:H100"] = 1  # for the plan: what a p5 has
     assert name == AUTOSCALING and json.loads(value) == kinds
 
 
