@@ -87,27 +87,30 @@ def _room(needs: Needs, has: Capacity) -> tuple[float, str] | None:
 
 
 def check_model(config: Config, stage: str) -> None:
-    """Refuse a configured model that is none, or whose tokenizer and chat template do not format a text.
+    """Refuse a configured model that is none, or whose tokenizer and chat template do not format a text. Stages hand each other
+    texts, never tokens, so that two models' tokenizers need not be the same.
 
     Raises:
         ModelError: with the setting that names it.
         DataError: its chat template refuses a question.
     """
-    settings = {
-        "train_global": ("train_global.model", config.train_global.model),
-        "sft": ("sft.policy", config.sft.policy),
-        "ppo": ("ppo.policy", config.ppo.policy),
+    settings: dict[str, tuple[str, tuple[str | None, ...]]] = {
+        "train_global": ("train_global.model", (config.train_global.model,)),
+        "evaluate": ("evaluate.models", config.evaluate.models),
+        "sft": ("sft.policy", (config.sft.policy,)),
+        "ppo": ("ppo.policy", (config.ppo.policy,)),
     }
-    key, address = settings.get(stage, ("", None))
-    if address is None:
-        return
-    with _named(key):
-        folder = model_files.resolve(address)
-        if stage == "train_global":
-            may_lack_head = config.train_global.epochs > 0
-            models.check(folder, may_lack_head=may_lack_head, max_tokens=config.format.max_tokens)
-        formatter = Formatter(models.load_tokenizer(folder), config.format)
-        formatter.format([[{"role": "user", "content": "Is this read?"}]], ["It is."])
+    key, addresses = settings.get(stage, ("", ()))
+    for address in addresses:
+        if address is None:
+            continue
+        with _named(key):
+            folder = model_files.resolve(address)
+            if stage in ("train_global", "evaluate"):
+                may_lack_head = stage == "train_global" and config.train_global.epochs > 0
+                models.check(folder, may_lack_head=may_lack_head, max_tokens=config.format.max_tokens)
+            formatter = Formatter(models.load_tokenizer(folder), config.format)
+            formatter.format([[{"role": "user", "content": "Is this read?"}]], ["It is."])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from scpo_ray.artifacts import RunDirectory, storage_errors
 from scpo_ray.capacity import Capacity, capacity
 from scpo_ray.config import Config
 from scpo_ray.core.placement import reason_unplaceable
-from scpo_ray.errors import ArtifactError, ConfigError
+from scpo_ray.errors import ArtifactError, ConfigError, StorageError
 from scpo_ray.runtime import console, make_console
 from scpo_ray.stages import recipes
 from scpo_ray.stages.needs import JOBS, needs_of
@@ -111,11 +111,17 @@ def check_scratch(config: Config, job: str) -> None:
             place = getattr(config, stage).checkpoint_dir
             check_checkpoint_dir(config.run_dir, place, stage)
             if place is not None:
-                with storage_errors(f"{stage}.checkpoint_dir {place}"):
-                    _write_beside(Path(place))
+                _try(f"{stage}.checkpoint_dir", place)
     if config.score.cache_dir is not None and "://" not in config.score.cache_dir and "score" in stages:
-        with storage_errors(f"score.cache_dir {config.score.cache_dir}"):
-            _write_beside(Path(config.score.cache_dir))
+        _try("score.cache_dir", config.score.cache_dir)
+
+
+def _try(setting: str, folder: str) -> None:
+    try:
+        with storage_errors(folder):
+            _write_beside(Path(folder))
+    except StorageError as error:
+        raise StorageError(f"{setting}: {error}") from error
 
 
 def _write_beside(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What can never work is refused before an actor starts; what can is planned."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from scpo_ray.stages import plan, preflight, prepare
 from scpo_ray.stages.estimate import read_data
 from scpo_ray.stages.needs import JOBS, needs_of, reserved
 from scpo_ray.stages.plan import estimate
+from scpo_ray.stages.policy_plan import make_plan
 from scpo_ray.stages.recipes import global_model
 from scpo_ray.training.task import checkpoints_of
 from tests.conftest import TINY
@@ -144,9 +146,47 @@ def test_a_model_that_reads_less_than_is_asked(tmp_path, tiny_reward_model):
         plan.check_model(config, "train_global")
 
 
-def test_a_chat_template_that_fails(tmp_path, tiny_reward_model):
-    import shutil
+def test_models_from_elsewhere_are_read_before_they_are_compared(tmp_path, tiny_reward_model):
+    config = of(tmp_path, evaluate={"models": [str(tiny_reward_model), str(tmp_path)]})
+    with pytest.raises(ModelError, match=f"evaluate.models: {tmp_path}"):
+        plan.check_model(config, "evaluate")
 
+
+@pytest.mark.parametrize("job", ["pipeline", "tune", "sft", "ppo"])
+def test_folders_of_unfinished_trainings_are_tried(tmp_path, job):
+    section = "train" if job in ("pipeline", "tune") else job
+    (tmp_path / "file").write_text("no folder")
+    config = of(tmp_path, **{section: {"checkpoint_dir": str(tmp_path / "file/checkpoints")}})
+    with pytest.raises(StorageError, match=rf"{section}.checkpoint_dir: {tmp_path}/file: is a file, no folder"):
+        preflight.check_scratch(config, job)
+    with pytest.raises(ConfigError, match=r"checkpoint_dir: unset, and run_dir s3://bucket/run is no path"):
+        preflight.check_scratch(Config(run_dir="s3://bucket/run"), job)
+    preflight.check_scratch(of(tmp_path, **{section: {"checkpoint_dir": str(tmp_path / "new/checkpoints")}}), job)
+
+
+@pytest.mark.parametrize("job", ["ppo", "best_of_n"])
+def test_policies_need_what_they_are_made_from(prepared, job):
+    with pytest.raises(ArtifactError, match=r"jobs/\w+.py first"):
+        preflight.check_policies(prepared, RunDirectory(prepared.run_dir), job)
+
+
+def test_policies_left_by_another_number_of_learners_are_refused(policy_run):
+    directory = RunDirectory(policy_run.run_dir)
+    config = policy_run.with_settings({"ppo.num_steps": policy_run.ppo.num_steps + 1, "ppo.num_learners": 2})
+    recipe = next(iter(make_plan(config, directory).missing.values()))
+    folder = checkpoints_of(recipe, "policy_checkpoints", run_address=directory.absolute_address, place=None)
+    left = folder / "step_00000003"
+    left.mkdir(parents=True)
+    (left / "rank_0.pt").touch()
+    (left / "zero_stage").write_text("0")
+    try:
+        with pytest.raises(TrainingError, match=r"ppo.num_learners"):
+            preflight.check_policies(config, directory, "ppo")
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_chat_template_that_fails(tmp_path, tiny_reward_model):
     folder = tmp_path / "model"
     shutil.copytree(tiny_reward_model, folder)
     (folder / "chat_template.jinja").write_text("{{ raise_exception('system message expected') }}")
