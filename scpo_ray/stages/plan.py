@@ -66,11 +66,10 @@ def check_memory(line: StagePlan, has: Capacity) -> None:
     if room is None or line.estimate.least_bytes <= room[0]:
         return
     takes, there = (f"{amount / 2**30:.1f} GiB" for amount in (line.estimate.least_bytes, room[0]))
-    is_training = line.stage in ("train_global", "train")
+    is_training = line.stage in ("train_global", "train", "sft", "ppo")
+    ranks = "num_workers" if line.stage in ("train_global", "train") else "num_learners"
     what = "weights, gradients and optimiser states" if is_training else "the model's weights"
-    spread = (
-        f", {line.stage}.zero_stage 3 over more {line.stage}.num_workers, or {line.stage}.lora" if is_training else ""
-    )
+    spread = f", {line.stage}.zero_stage 3 over more {line.stage}.{ranks}, or {line.stage}.lora" if is_training else ""
     raise ConfigError(
         f"{line.stage}: {what} take {takes} for each worker, and {room[1]} has {there}; take larger devices, a smaller "
         f"model{spread}"

@@ -59,12 +59,9 @@ def start_policy(config: Config, directory: RunDirectory, data: Data, capacity: 
     device = device_of(sft.precision, sft.gpus_per_learner > 0, capacity)
     devices = sft.num_learners if sft.gpus_per_learner else 1
     seconds = device and flops / (device.flops * device.training_utilization) / devices
-    return Estimate(
-        tokens,
-        flops,
-        _learner_bytes(shape, sft, sequence_length=data.mean_tokens, has_critic=False, has_reference=False),
-        seconds,
-    )
+    states = _learner_states(shape, sft, has_critic=False, has_reference=False)
+    memory = states + _micro_batch_bytes(shape, sft, sequence_length=data.mean_tokens)
+    return Estimate(tokens, flops, memory, seconds, least_bytes=states)
 
 
 def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
@@ -98,11 +95,9 @@ def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity)
             / learner.flops
             / _devices(settings.num_learners, settings.gpus_per_learner)
         )
+    states = _learner_states(shape, settings, has_critic=has_critic, has_reference=not settings.lora.enabled)
     memory = max(
-        _learner_bytes(
-            shape, settings, sequence_length=length, has_critic=has_critic, has_reference=not settings.lora.enabled
-        ),
-        engine_bytes(config, shape, rollouts),
+        states + _micro_batch_bytes(shape, settings, sequence_length=length), engine_bytes(config, shape, rollouts)
     )
     moved = (
         settings.num_steps
@@ -113,7 +108,16 @@ def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity)
             bytes_per_value=_engine_width(config),
         )
     )
-    return Estimate(tokens, forward + scoring + evaluating + learning, memory, seconds, moved)
+    least = {"learner": states, "engine": _engine_width(config) * _policy_parameters(shape)}
+    on_gpu = [kind for kind in least if getattr(settings, f"gpus_per_{kind}")]
+    return Estimate(
+        tokens,
+        forward + scoring + evaluating + learning,
+        memory,
+        seconds,
+        moved,
+        max(least[kind] for kind in on_gpu or least),
+    )
 
 
 def engine_bytes(config: Config, shape: TransformerShape, rollouts: Rollouts) -> float:
@@ -223,10 +227,8 @@ def _learning(shape: TransformerShape, config: LearnerConfig, *, tokens: float, 
     )
 
 
-def _learner_bytes(
-    shape: TransformerShape, config: LearnerConfig, *, sequence_length: float, has_critic: bool, has_reference: bool
-) -> float:
-    """Policy, critic and reference, what a micro-batch keeps, and its logits."""
+def _learner_states(shape: TransformerShape, config: LearnerConfig, *, has_critic: bool, has_reference: bool) -> float:
+    """Bytes of policy, critic and reference on one learner, with gradients and optimisers."""
     number = _policy_parameters(shape)
     trained = shape.num_adapter_parameters(config.lora.rank) if config.lora.enabled else number
     state = state_bytes(number, num_trained=trained, zero_stage=config.zero_stage, num_devices=config.num_learners)
@@ -241,6 +243,11 @@ def _learner_bytes(
         else 0.0
     )
     reference = 4 * number / (config.num_learners if config.zero_stage == 3 else 1) if has_reference else 0.0
+    return state + critic + reference
+
+
+def _micro_batch_bytes(shape: TransformerShape, config: LearnerConfig, *, sequence_length: float) -> float:
+    """What a micro-batch keeps, and its logits."""
     on_gpu = config.gpus_per_learner > 0
     width = 2 if resolved_precision(config.precision, on_gpu=on_gpu) == "bfloat16" else 4
     kept = activation_bytes(
@@ -251,4 +258,4 @@ def _learner_bytes(
         checkpointing=config.gradient_checkpointing,
         eager=config.attention == "eager",
     )
-    return state + critic + reference + kept + logits_bytes(shape, num_tokens=config.tokens_per_micro_batch)
+    return kept + logits_bytes(shape, num_tokens=config.tokens_per_micro_batch)

@@ -86,6 +86,23 @@ def test_a_model_that_no_device_can_hold(prepared):
     plan.check_memory(enough, GPU_CLUSTER)
 
 
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_a_policy_that_no_device_can_hold(tmp_path, prepared, stage):
+    """80 layers, 8192 wide: 4 times 4 bytes a parameter for the policy alone."""
+    wide = {"hidden_size": 8192, "num_layers": 80, "num_heads": 64}
+    settings = {f"sft.scratch.{name}": value for name, value in wide.items()}
+    config = prepared.with_settings(settings | {f"{stage}.gpus_per_learner": 1})
+    (line,) = plan.make(config, RunDirectory(config.run_dir), (stage,), set(), GPU_CLUSTER)
+    parameters = 80 * 12 * 8192**2  # at least: what a plain layer has
+    assert line.estimate.least_bytes > 16 * parameters
+    with pytest.raises(ConfigError, match=rf"{stage}: .*and an H100 has 74\.5 GiB.*over more {stage}.num_learners"):
+        plan.check_memory(line, GPU_CLUSTER)
+    shared = config.with_settings({f"{stage}.zero_stage": 3, f"{stage}.num_learners": 64})
+    (line,) = plan.make(shared, RunDirectory(config.run_dir), (stage,), set(), GPU_CLUSTER)
+    assert line.estimate.least_bytes > (16 if stage == "sft" else 16 + 16 + 4) * parameters / 64
+    plan.check_memory(line, GPU_CLUSTER)  # engines, without a GPU, are no reason
+
+
 def test_workers_that_may_be_fewer(tmp_path):
     """What must be there is the fewest; what is paid for is all of them."""
     config = of(tmp_path, train={"num_workers": 8, "min_workers": 2})
