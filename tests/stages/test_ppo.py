@@ -348,6 +348,7 @@ def test_a_reward_model_that_gives_no_number_stops_the_run_with_the_response(
     pool.stop()
 
 
+@pytest.mark.slow  # tests/chaos kills the same, and more
 def test_a_killed_controller_asks_the_next_prompts_that_it_would_have_asked(config, shown, tmp_path):
     """-9 after the checkpoint of step 3: the rerun ends where the undisturbed run ended, step by step."""
     for name in ("run", "score_cache"):

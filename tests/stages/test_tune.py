@@ -292,6 +292,7 @@ def test_what_lags_behind_is_stopped(config, stopping):
     assert (made.statistics["finished"], made.statistics["stopped"]) == (3, 1)
 
 
+@pytest.mark.slow  # tests/chaos kills the same, and more
 def test_a_killed_driver_repeats_no_finished_trial(config, tmp_path):
     """-9 when a third of the trials is there; the rerun makes the rest and leaves the first ones as they were."""
     config = config(tune={"space": {TAU: {"choice": [0.6, 0.8, 0.9]}}, "num_trials": 3, "max_concurrent": 1})

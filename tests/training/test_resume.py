@@ -207,6 +207,7 @@ def test_an_interrupted_driver_stops_at_once_and_says_how_to_go_on(make_task, tm
     assert list(checkpoint_folder(task).glob("step_*"))
 
 
+@pytest.mark.slow  # tests/chaos kills the same, and more
 def test_one_rank_goes_on_with_what_two_began(undisturbed, make_task):
     """The same batches in other parts: equal but for the order of sums. The other way round: tests/chaos/test_shrink.py."""
     began = make_task("two began", **SETTINGS, num_workers=2, max_failures=0)
