@@ -189,7 +189,7 @@ def test_policies_need_what_they_are_made_from(prepared, job):
 
 def test_policies_left_by_another_number_of_learners_are_refused(policy_run):
     directory = RunDirectory(policy_run.run_dir)
-    config = policy_run.with_settings({"ppo.num_steps": policy_run.ppo.num_steps + 1, "ppo.num_learners": 2})
+    config = policy_run.with_settings({"rebuild": True, "ppo.num_learners": 2})
     recipe = next(iter(make_plan(config, directory).missing.values()))
     folder = checkpoints_of(recipe, "policy_checkpoints", run_address=directory.absolute_address, place=None)
     left = folder / "step_00000003"
