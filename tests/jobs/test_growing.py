@@ -46,14 +46,8 @@ def await_demand(grows: Cluster, run, output: Path) -> None:
     end = time.monotonic() + 120
     while True:
         answer = httpx.get(f"{grows.address}/api/cluster_status", headers=headers, timeout=30).raise_for_status()
-        if "'CPU'" in answer.text.partition("Demands")[2] or '"CPU"' in str(_demand(answer.json())):
+        report = (answer.json()["data"]["clusterStatus"] or {}).get("loadMetricsReport") or {}
+        if any("CPU" in str(report.get(name)) for name in ("resourceDemand", "pgDemand")):
             return
         assert run.poll() is None and time.monotonic() < end, f"{output.read_text()}\n{answer.text}"
         time.sleep(0.5)
-
-
-def _demand(status: dict) -> object:
-    report = (status.get("data") or {}).get("clusterStatus") or {}
-    return (report.get("loadMetricsReport") or {}).get("resourceDemand"), (report.get("loadMetricsReport") or {}).get(
-        "pgDemand"
-    )
