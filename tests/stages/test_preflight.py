@@ -187,20 +187,21 @@ def test_policies_need_what_they_are_made_from(prepared, job):
         preflight.check_policies(prepared, RunDirectory(prepared.run_dir), job)
 
 
-def test_policies_left_by_another_number_of_learners_are_refused(policy_run):
-    directory = RunDirectory(policy_run.run_dir)
-    config = policy_run.with_settings({"rebuild": True, "ppo.num_learners": 2})
+def test_policies_left_by_another_number_of_learners_are_refused(policy_run, tmp_path):
+    shutil.copytree(
+        policy_run.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("policies", "policy_evaluation")
+    )
+    config = policy_run.with_settings({"run_dir": str(tmp_path / "run"), "ppo.num_learners": 2})
+    directory = RunDirectory(config.run_dir)
     recipe = next(iter(make_plan(config, directory).missing.values()))
     folder = checkpoints_of(recipe, "policy_checkpoints", run_address=directory.absolute_address, place=None)
     left = folder / "step_00000003"
     left.mkdir(parents=True)
     (left / "rank_0.pt").touch()
     (left / "zero_stage").write_text("0")
-    try:
-        with pytest.raises(TrainingError, match=r"ppo.num_learners"):
-            preflight.check_policies(config, directory, "ppo")
-    finally:
-        shutil.rmtree(folder)
+    with pytest.raises(TrainingError, match=r"written by 1 ranks, ppo.num_learners is 2"):
+        preflight.check_policies(config, directory, "ppo")
+    preflight.check_policies(config.with_settings({"ppo.num_learners": 1}), directory, "ppo")
 
 
 def test_a_chat_template_that_fails(tmp_path, tiny_reward_model):
