@@ -3,7 +3,7 @@
 python -m benchmarks.performance.training FOLDER [ROUNDS [STEPS [CONVERSATIONS]]]
 
 MiniLM (22 million parameters) in float32 on PRISM-shaped pairs, STEPS optimiser steps of 16 interactions. All ways see the same
-pairs once and update as often. scpo_ray's time is that of its steps and of one validation pass, as its `metrics.json` says; the
+pairs once and update as often. scpo_ray's time is that of its steps, as its `metrics.json` says; the
 whole stage's, with the start of Ray's workers, is a row of its own.
 """
 
@@ -50,9 +50,9 @@ class Work:
         self.tokenizer = models.load_tokenizer(Path(self.start.path("global_model")))
         self.formatter = Formatter(self.tokenizer, self.config.format)
         task = train_global.plan(self.config, self.directory)
-        data, validation = (load_preferences(task, self.formatter, split=split) for split in ("train", "validation"))
-        assert data is not None and validation is not None
-        self.sequences, self.validation = data.sequences, validation
+        data, held_out = (load_preferences(task, self.formatter, split=split) for split in ("train", "test"))
+        assert data is not None and held_out is not None
+        self.sequences, self.held_out = data.sequences, held_out
         settings = self.config.train_global
         batches = data.batches(
             batch_size=settings.batch_size,
@@ -74,13 +74,13 @@ class Work:
         return [self.sequences[pair.chosen] for pair in pairs], [self.sequences[pair.rejected] for pair in pairs]
 
     @torch.inference_mode()
-    def validation_loss(self, model: PreTrainedModel) -> float:
+    def test_loss(self, model: PreTrainedModel) -> float:
         """Nats per pair."""
         model.eval()
         rewards = {}
-        for index in {index for pair in self.validation.preferences for index in (pair.chosen, pair.rejected)}:
-            rewards[index] = model(**self.formatter.pad([self.validation.sequences[index]])).logits.item()
-        margins = [rewards[pair.chosen] - rewards[pair.rejected] for pair in self.validation.preferences]
+        for index in {index for pair in self.held_out.preferences for index in (pair.chosen, pair.rejected)}:
+            rewards[index] = model(**self.formatter.pad([self.held_out.sequences[index]])).logits.item()
+        margins = [rewards[pair.chosen] - rewards[pair.rejected] for pair in self.held_out.preferences]
         return -logsigmoid(torch.tensor(margins)).mean().item()
 
 
@@ -110,7 +110,7 @@ def main(folder: str, rounds: str = "5", steps: str = "8", conversations: str = 
     )
     comparison.notes = {
         "ceiling": "transformers' forward and backward pass on batches without padding, each response once; no optimiser",
-        "scpo_ray": f"validation loss after these steps {losses['scpo_ray']:.4f}; start and end of the stage: {start:.0f} s more",
+        "scpo_ray": f"loss on test pairs after these steps {losses['scpo_ray']:.4f}; start and end of the stage: {start:.0f} s more",
         "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, no checkpointing of gradients; {losses['TRL']:.4f}",
         "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; {losses['plain loop']:.4f}",
         "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; {PUBLISHED_STEPS} batches measured",
@@ -125,7 +125,7 @@ def make_work(folder: Path, conversations: int, steps: int) -> Work:
     changes = {"model": BACKBONE, "epochs": 100.0, "max_steps": steps, "learning_rate": LEARNING_RATE}
     config = Config(
         run_dir=str(folder / "training"),
-        prepare=known.prepare.model_dump() | {"validation_fraction": 0.02},  # its one pass is in scpo_ray's time
+        prepare=known.prepare.model_dump() | {"validation_fraction": 0.0},  # its pass would be in scpo_ray's time
         train_global=changes | {"schedule": "constant", "warmup_fraction": 0.0, "weight_decay": 0.0},
     )
     prepare.run(config)
@@ -150,7 +150,7 @@ def ours(work: Work, losses: dict[str, float], stages: list[Measured]) -> Measur
     assert metrics["num_tokens"] == sum(
         len(work.sequences[index].input_ids) for batch in work.steps for item in batch for index in item.responses
     ), "the pairs are those that the others see"
-    losses["scpo_ray"] = metrics["validation_losses"][-1][1]
+    losses["scpo_ray"] = work.test_loss(bare_model(work.directory))
     return Measured(work.num_pairs, metrics["wall_time_s"])
 
 
@@ -198,7 +198,7 @@ def with_trl(work: Work, losses: dict[str, float]) -> Measured:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    losses["TRL"] = work.validation_loss(model)
+    losses["TRL"] = work.test_loss(model)
     return Measured(work.num_pairs, seconds)
 
 
@@ -219,7 +219,7 @@ def plain(work: Work, losses: dict[str, float]) -> Measured:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     seconds = time.perf_counter() - start
-    losses["plain loop"] = work.validation_loss(model)
+    losses["plain loop"] = work.test_loss(model)
     return Measured(work.num_pairs, seconds)
 
 
