@@ -110,7 +110,7 @@ def main(folder: str, rounds: str = "5", steps: str = "8", conversations: str = 
     )
     comparison.notes = {
         "ceiling": "transformers' forward and backward pass on batches without padding, each response once; no optimiser",
-        "scpo_ray": f"loss on test pairs after these steps {losses['scpo_ray']:.4f}; start and end of the stage: {start:.0f} s more",
+        "scpo_ray": f"loss on test pairs then {losses['scpo_ray']:.4f}; start and end of the stage: {start:.0f} s more",
         "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, no checkpointing of gradients; {losses['TRL']:.4f}",
         "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; {losses['plain loop']:.4f}",
         "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; {PUBLISHED_STEPS} batches measured",
