@@ -116,7 +116,7 @@ def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity)
         memory,
         seconds,
         moved,
-        max(least[kind] for kind in on_gpu or least),
+        least_bytes=max(least[kind] for kind in on_gpu or least),
     )
 
 

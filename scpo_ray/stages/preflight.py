@@ -93,9 +93,7 @@ def check_storage(config: Config) -> None:
             stream.write(b"scpo_ray")
         filesystem.delete_file(probe)
         if is_new and not filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
-            filesystem.delete_dir(
-                path
-            )  # Arrow leaves a marker of the folder; another job may have begun in it meanwhile
+            filesystem.delete_dir(path)  # Arrow leaves a marker of it; another job may have begun there meanwhile
 
 
 def check_scratch(config: Config, job: str) -> None:
