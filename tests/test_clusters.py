@@ -49,7 +49,7 @@ CLUSTER = closed(
         idleTimeoutSeconds=COUNT, upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]}
     ),
     headGroupSpec=closed(
-        ("template",),
+        ("template", "rayStartParams"),
         serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
         rayStartParams=TEXTS,
         template={"type": "object"},
@@ -57,7 +57,7 @@ CLUSTER = closed(
     workerGroupSpecs={
         "type": "array",
         "items": closed(
-            ("groupName", "template", "minReplicas", "maxReplicas"),
+            ("groupName", "template", "rayStartParams", "minReplicas", "maxReplicas"),
             groupName={"type": "string"},
             replicas=COUNT,
             minReplicas=COUNT,

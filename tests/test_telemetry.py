@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -110,9 +112,9 @@ def test_log_lines_are_json_with_run_stage_community_and_rank(tmp_path):
     """Of the driver on stderr, of every worker in Ray's session."""
     run_dir = tmp_path / "run"
     program = (
-        "import sys, ray; from scpo_ray import cli, runtime; from scpo_ray.stages import prepare, train_global\n"
+        "import sys, ray; from scpo_ray import cli, runtime; from scpo_ray.stages import prepare, sft, train_global\n"
         "config = cli.load_config(sys.argv[1:]); runtime.connect(config.log_format)\n"
-        "prepare.run(config); train_global.run(config)\n"
+        "prepare.run(config); train_global.run(config); sft.run(config)\n"
         "print(ray._private.worker.global_worker.node.get_session_dir_path())"
     )
     options = [
@@ -126,6 +128,7 @@ def test_log_lines_are_json_with_run_stage_community_and_rank(tmp_path):
         "1",
     ]
     options += ["--train_global.checkpoint_every_steps", "2", "--train_global.num_workers", "2"]
+    options += ["--sft.max_steps", "2", "--sft.num_learners", "2", "--sft.checkpoint_every_steps", "1"]
     options += [f"--prepare.atlas.{key}={value}" for key, value in TINY["prepare"]["atlas"].items()]
     done = subprocess.run(
         [sys.executable, "-c", program, *options], capture_output=True, text=True, timeout=200, check=False
@@ -140,19 +143,29 @@ def test_log_lines_are_json_with_run_stage_community_and_rank(tmp_path):
     assert all(line["run"] == address for line in own)
     told = [(line["stage"], line["message"]) for line in own]
     assert told[:3] == [("prepare", "started"), ("prepare", "finished"), ("train_global", "started")]
-    assert told[-1] == ("train_global", "finished")
-    progress = [line for line in own if line["message"] == "progress"][-1]
+    assert ("train_global", "finished") in told and told[-1] == ("sft", "finished")
+    progress = [line for line in own if (line["stage"], line["message"]) == ("train_global", "progress")][-1]
     assert (progress["completed"], progress["planned"]) == (4, 4) and progress["loss"] > 0
-    of_ranks = {}
-    for file in Path(done.stdout.strip().splitlines()[-1], "logs/train").glob("ray-train-app-worker-*.log"):
+    logs = Path(done.stdout.strip().splitlines()[-1], "logs")
+    assert lines_of_ranks(logs.glob("train/ray-train-app-worker-*.log")) == {
+        rank: [("train_global", "training", "Atlas", address), ("train_global", "checkpoint saved", "Atlas", address)]
+        for rank in (0, 1)
+    }
+    assert lines_of_ranks(logs.glob("worker-*.err")) == {
+        rank: [("sft", "begun", "Atlas", address), ("sft", "checkpoint saved", "Atlas", address)] for rank in (0, 1)
+    }
+
+
+def lines_of_ranks(files: Iterable[Path]) -> dict[int, list[tuple[str, str, str, str]]]:
+    """Rank -> (stage, message, community, run) of its lines."""
+    found = defaultdict(list)
+    for file in files:
         for line in file.read_text().splitlines():
-            if '"stage"' in line:
+            if line.startswith("{") and '"rank"' in line:
                 record = json.loads(line)
-                of_ranks.setdefault(record["rank"], []).append(
-                    (record["message"], record["step"], record["community"], record["run"])
-                )
-    expected = [("training", 0, "Atlas", address), ("checkpoint saved", 2, "Atlas", address)]
-    assert of_ranks == {0: expected, 1: expected}
+                told = (record["stage"], record["message"], record["community"], record["run"])
+                found[record["rank"]].append(told)
+    return dict(found)
 
 
 def expressions() -> list[str]:

@@ -2,9 +2,9 @@
 
 python -m benchmarks.performance.scoring FOLDER [ROUNDS [CONVERSATIONS]]
 
-MiniLM (22 million parameters) in float32 over PRISM-shaped responses. scpo_ray is the whole stage in a running Ray: reading,
-tokens, Ray Data and its actors' start, the cache, the table. The others get tokens (the ceiling) or texts, and give rewards that
-nobody keeps; they do a part of the responses, so that a round takes minutes.
+MiniLM (22 million parameters) over PRISM-shaped responses, in float32 and in bfloat16. scpo_ray is the whole stage in a running
+Ray: reading, tokens, Ray Data and its actors' start, the cache, the table. The others get tokens (the ceiling) or texts, and give
+rewards that nobody keeps; they do a part of the responses, so that a round takes minutes.
 """
 
 import shutil
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.performance.rounds import Comparison, Measured
 from benchmarks.performance.workload import bare_model, prepared, rectangles
@@ -36,6 +37,7 @@ class Work:
     def __init__(self, config: Config) -> None:
         self.config, self.directory = config, RunDirectory(config.run_dir)
         self.model = bare_model(self.directory).eval()
+        self.narrow_model = bare_model(self.directory).to(torch.bfloat16).eval()
         folder = Path(self.directory.path("global_model"))
         self.formatter = Formatter(load_tokenizer(folder), config.format)
         rows = self.directory.read_table("prepared/responses.parquet")
@@ -62,22 +64,29 @@ def main(folder: str, rounds: str = "5", conversations: str = "300") -> None:
     connect()
     work = Work(prepared(Path(folder).absolute(), int(conversations)))
     score.run(work.config)
-    check_equal(work)
+    known = rewards_of(work)
+    check_equal(work, known)
+    stage(work, "bfloat16")
+    agreement = order_kept(work, known, rewards_of(work))
     comparison = Comparison(
         "Scoring",
         f"python -m benchmarks.performance.scoring FOLDER {rounds} {conversations}",
         "tokens",
-        f"MiniLM, float32, PRISM-shaped responses ({conversations} conversations); without padding counted as work.",
+        f"MiniLM, float32 unless it is said, PRISM-shaped responses of {conversations} conversations; padding is no work.",
         notes={
             "ceiling": "transformers' forward pass on batches without padding, tokens given",
+            "ceiling, bfloat16": "the same with weights in bfloat16",
             "scpo_ray": "the whole stage, with the start of its actors",
+            "scpo_ray, bfloat16": f"`precision auto` where the processor has it; {agreement:.1%} of pairs in float32's order",
             "plain loop": f"{LOOP_BATCH} responses a batch, as they come, padded to the longest",
             "as published": "the responses of an interaction a batch",
         },
     )
     ways: dict[str, Callable[[], Measured]] = {
-        "ceiling": lambda: ceiling(work),
-        "scpo_ray": lambda: stage(work),
+        "ceiling": lambda: ceiling(work, work.model),
+        "ceiling, bfloat16": lambda: ceiling(work, work.narrow_model),
+        "scpo_ray": lambda: stage(work, "float32"),
+        "scpo_ray, bfloat16": lambda: stage(work, "bfloat16"),
         "plain loop": lambda: loop(
             work, [work.part.slice(start, LOOP_BATCH) for start in range(0, len(work.part), LOOP_BATCH)]
         ),
@@ -88,32 +97,44 @@ def main(folder: str, rounds: str = "5", conversations: str = "300") -> None:
     print(comparison.table())
 
 
-def check_equal(work: Work) -> None:
-    """The ways must agree on the rewards."""
+def rewards_of(work: Work) -> dict[str, float]:
+    """Response -> reward, as they are in the run."""
     scores = work.directory.read_table("scores/scores.parquet")
-    known = dict(zip(scores["response_id"].to_pylist(), scores["reward"].to_pylist(), strict=True))
+    return dict(zip(scores["response_id"].to_pylist(), scores["reward"].to_pylist(), strict=True))
+
+
+def order_kept(work: Work, known: dict[str, float], found: dict[str, float]) -> float:
+    """Share of the pairs whose two rewards stand in the same order."""
+    pairs = work.directory.read_table("prepared/pairs.parquet", columns=["chosen_id", "rejected_id"])
+    sides = list(zip(pairs["chosen_id"].to_pylist(), pairs["rejected_id"].to_pylist(), strict=True))
+    return sum((known[a] > known[b]) == (found[a] > found[b]) for a, b in sides) / len(sides)
+
+
+def check_equal(work: Work, known: dict[str, float]) -> None:
+    """The ways must agree on the rewards."""
     for rows in work.interactions[:20]:
         _, found = work.rewards(rows)
         np.testing.assert_allclose(found, [known[one] for one in rows["response_id"].to_pylist()], atol=1e-4)
 
 
-def stage(work: Work) -> Measured:
+def stage(work: Work, precision: str) -> Measured:
     """`score`, as if nothing had been scored before."""
+    config = work.config.with_settings({"score.precision": precision})
     work.directory.remove("scores")
-    shutil.rmtree(cache_address(work.config))
+    shutil.rmtree(cache_address(config), ignore_errors=True)
     start = time.perf_counter()
-    score.run(work.config)
+    score.run(config)
     seconds = time.perf_counter() - start
     return Measured(work.directory.require("scores", job="score").statistics["num_tokens"], seconds)
 
 
 @torch.inference_mode()
-def ceiling(work: Work) -> Measured:
+def ceiling(work: Work, model: PreTrainedModel) -> Measured:
     """The bare model."""
     batches = list(rectangles(work.tokens_of(work.part), tokens=CEILING_TOKENS))
     start = time.perf_counter()
     for batch in batches:
-        work.model(input_ids=batch)
+        model(input_ids=batch)
     return Measured(sum(batch.numel() for batch in batches), time.perf_counter() - start)
 
 

@@ -2,9 +2,9 @@
 
 python -m benchmarks.performance.training FOLDER [ROUNDS [STEPS [CONVERSATIONS]]]
 
-MiniLM (22 million parameters) in float32 on PRISM-shaped pairs, STEPS optimiser steps of 16 interactions. All ways see the same
-pairs once and update as often. scpo_ray's time is that of its steps, as its `metrics.json` says; the
-whole stage's, with the start of Ray's workers, is a row of its own.
+MiniLM (22 million parameters) on PRISM-shaped pairs, in float32 and in bfloat16 (autocast, float32 masters), STEPS optimiser
+steps of 16 interactions. All ways see the same pairs once and update as often. scpo_ray's time is that of its steps, as its
+`metrics.json` says; what the whole stage takes on top, with the start of Ray's workers, is said beside it.
 """
 
 import statistics
@@ -92,9 +92,12 @@ def main(folder: str, rounds: str = "5", steps: str = "8", conversations: str = 
     losses: dict[str, float] = {}
     stages: list[Measured] = []
     ways: dict[str, Callable[[], Measured]] = {
-        "ceiling": lambda: ceiling(work),
-        "scpo_ray": lambda: ours(work, losses, stages),
-        "TRL": lambda: with_trl(work, losses),
+        "ceiling": lambda: ceiling(work, torch.float32),
+        "ceiling, bfloat16": lambda: ceiling(work, torch.bfloat16),
+        "scpo_ray": lambda: ours(work, "float32", losses, stages),
+        "scpo_ray, bfloat16": lambda: ours(work, "bfloat16", losses, stages),
+        "TRL": lambda: with_trl(work, losses, bfloat16=False),
+        "TRL, bfloat16": lambda: with_trl(work, losses, bfloat16=True),
         "plain loop": lambda: plain(work, losses),
         "as published": lambda: published(work),
     }
@@ -102,15 +105,18 @@ def main(folder: str, rounds: str = "5", steps: str = "8", conversations: str = 
         "Training",
         f"python -m benchmarks.performance.training FOLDER {rounds} {steps} {conversations}",
         "pairs",
-        f"MiniLM, float32, {work.num_pairs} PRISM-shaped pairs in {steps} steps ({conversations} conversations).",
+        f"MiniLM, float32 unless it is said, {work.num_pairs} PRISM-shaped pairs in {steps} steps ({conversations} "
+        "conversations).",
     )
     comparison.run(ways, int(rounds))
-    start = statistics.median(one.seconds for one in stages) - work.num_pairs / statistics.median(
-        one.rate for one in comparison.rounds["scpo_ray"]
-    )
+    steps_s = [one.seconds for name in ("scpo_ray", "scpo_ray, bfloat16") for one in comparison.rounds[name]]
+    start = statistics.median(one.seconds for one in stages) - statistics.median(steps_s)
     comparison.notes = {
         "ceiling": "transformers' forward and backward pass on batches without padding, each response once; no optimiser",
+        "ceiling, bfloat16": "the same with weights in bfloat16",
         "scpo_ray": f"loss on test pairs then {losses['scpo_ray']:.4f}; start and end of the stage: {start:.0f} s more",
+        "scpo_ray, bfloat16": f"`precision auto` where the processor has it; {losses['scpo_ray, bfloat16']:.4f}",
+        "TRL, bfloat16": f"the same with `bf16`; {losses['TRL, bfloat16']:.4f}",
         "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, no checkpointing of gradients; {losses['TRL']:.4f}",
         "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; {losses['plain loop']:.4f}",
         "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; {PUBLISHED_STEPS} batches measured",
@@ -139,24 +145,25 @@ def fresh(work: Work) -> PreTrainedModel:
     return model
 
 
-def ours(work: Work, losses: dict[str, float], stages: list[Measured]) -> Measured:
+def ours(work: Work, precision: str, losses: dict[str, float], stages: list[Measured]) -> Measured:
     """`train_global`."""
     if work.directory.find("global_model") is not None:
         work.directory.remove("global_model")
     start = time.perf_counter()
-    train_global.run(work.config)
+    train_global.run(work.config.with_settings({"train_global.precision": precision}))
     stages.append(Measured(work.num_pairs, time.perf_counter() - start))
     metrics = work.directory.read_json("global_model/metrics.json")
     assert metrics["num_tokens"] == sum(
         len(work.sequences[index].input_ids) for batch in work.steps for item in batch for index in item.responses
     ), "the pairs are those that the others see"
-    losses["scpo_ray"] = work.test_loss(bare_model(work.directory))
+    name = "scpo_ray" if precision == "float32" else "scpo_ray, bfloat16"
+    losses[name] = work.test_loss(bare_model(work.directory))
     return Measured(work.num_pairs, metrics["wall_time_s"])
 
 
-def ceiling(work: Work) -> Measured:
+def ceiling(work: Work, dtype: torch.dtype) -> Measured:
     """The bare model, forward and backward, over what the steps hold."""
-    model = fresh(work)
+    model = fresh(work).to(dtype)
     sequences = [work.sequences[index] for batch in work.steps for item in batch for index in item.responses]
     wanted = sum(len(sequence.input_ids) for sequence in sequences)
     batches = list(rectangles(sequences, tokens=CEILING_TOKENS))
@@ -167,7 +174,7 @@ def ceiling(work: Work) -> Measured:
     return Measured(work.num_pairs * sum(batch.numel() for batch in batches) / wanted, seconds)
 
 
-def with_trl(work: Work, losses: dict[str, float]) -> Measured:
+def with_trl(work: Work, losses: dict[str, float], *, bfloat16: bool) -> Measured:
     """RewardTrainer with tokens made before."""
     pairs = [pair for step in work.pairs for pair in step]
     chosen, rejected = work.of_pairs(pairs)
@@ -184,7 +191,7 @@ def with_trl(work: Work, losses: dict[str, float]) -> Measured:
         lr_scheduler_type="constant",
         max_length=None,
         gradient_checkpointing=False,
-        bf16=False,
+        bf16=bfloat16,
         use_cpu=True,
         save_strategy="no",
         logging_strategy="no",
@@ -198,7 +205,7 @@ def with_trl(work: Work, losses: dict[str, float]) -> Measured:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    losses["TRL"] = work.test_loss(model)
+    losses["TRL, bfloat16" if bfloat16 else "TRL"] = work.test_loss(model)
     return Measured(work.num_pairs, seconds)
 
 

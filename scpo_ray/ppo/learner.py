@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from scpo_ray import telemetry
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import LearnerConfig, PpoConfig
 from scpo_ray.ppo.hanging import EndsIfHung
@@ -41,6 +42,10 @@ class LearnerTask:
     reference: str | None = None
     """Address of the policy that it is held to; it is the start policy with its adapters off where there are adapters."""
     has_critic: bool = False
+    run: str = ""
+    """With `stage` and `community`, what log lines say."""
+    stage: str = ""
+    community: str = ""
 
 
 class Learner(EndsIfHung):
@@ -121,6 +126,7 @@ class Learner(EndsIfHung):
                 self._engines[name] = engines.make_engine(
                     model, config, world_size=self._num_ranks, device=self._device, learning_rate=1.0
                 )
+        self._log("begun", start=task.start)
 
     def describe(self) -> dict[str, object]:
         """Architecture and sizes of the policy."""
@@ -184,6 +190,7 @@ class Learner(EndsIfHung):
                 batches = self._batches(experience.sequences, rows)
                 for name, value in updates.optimise(self._engines, batches, losses, name=self._task.name).items():
                     totals[name] = totals.get(name, 0.0) + value / (config.update_epochs * config.num_minibatches)
+        self._log("updated", step=step, **totals)
         return totals
 
     def imitate(self, sequences: Sequences, rows: Sequence[int], *, learning_rate: float) -> float:
@@ -256,6 +263,7 @@ class Learner(EndsIfHung):
         from scpo_ray.training import engine as engines
 
         engines.save_checkpoint(self._engines, Path(folder), state={"controller": state})
+        self._log("checkpoint saved", folder=folder)
 
     def restore(self, folder: str) -> dict:
         """Go back to a checkpoint; the controller's state.
@@ -267,7 +275,9 @@ class Learner(EndsIfHung):
 
         stage = self._task.config.zero_stage
         refuse_other_layout(checkpoint_in(Path(folder)), self._num_ranks, stage, ranks="num_learners", is_elastic=False)
-        return engines.load_checkpoint(self._engines, Path(folder))["controller"]
+        state = engines.load_checkpoint(self._engines, Path(folder))["controller"]
+        self._log("checkpoint restored", folder=folder)
+        return state
 
     def write(self, recipe: Recipe, run_address: str, files: dict[str, object], statistics: dict[str, object]) -> None:
         """Rank 0 writes the policy's artifact: weights with adapters folded in, tokenizer, and the given files.
@@ -296,6 +306,12 @@ class Learner(EndsIfHung):
                             draft.write_json(name, content)
                     draft.content_hash = model_files.content_hash(draft.folder)
                     draft.statistics |= statistics
+
+    def _log(self, message: str, **fields: object) -> None:
+        """Of this rank."""
+        task = self._task
+        told = telemetry.Stage(task.run, task.stage)
+        told.log(message, name=task.name, community=task.community, rank=self._rank, **fields)
 
     def _batches(self, sequences: Sequences, rows: Sequence[int]) -> "Iterator[RankBatch]":
         """This rank's micro-batches, as many as every other rank's; where it has none, the shortest sequence as placeholder."""

@@ -93,6 +93,8 @@ def write(
         seed=config.seed,
         temperature=config.ppo.temperature,
         reference=plan.start_address,
+        run=RunDirectory(config.run_dir).absolute_address,
+        stage="policy_evaluation",
     )
     while True:
         try:

@@ -274,6 +274,9 @@ class Controller:
                 temperature=self.ppo.temperature,
                 reference=self.plan.start_address,
                 has_critic=self.ppo.advantage == "gae",
+                run=self.directory.absolute_address,
+                stage="ppo",
+                community=", ".join(self.target.communities),
             )
         )
         self.step, self.history, self.ahead, self._generation = 0, [], None, None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from scpo_ray.artifacts import RunDirectory, storage_errors
+from scpo_ray.buckets import check_host
 from scpo_ray.capacity import Capacity, capacity
 from scpo_ray.config import Config
 from scpo_ray.core.placement import reason_unplaceable
@@ -78,6 +79,7 @@ def check_storage(config: Config) -> None:
     Raises:
         StorageError: it cannot be written, or the bucket is not there.
     """
+    check_host(config.run_dir)
     directory = RunDirectory(config.run_dir)
     with storage_errors(config.run_dir):
         if directory.is_local:

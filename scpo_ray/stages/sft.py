@@ -158,7 +158,17 @@ def _teach(
     while True:
         try:
             learners.start()
-            learners.begin(LearnerTask("start policy", start, config.sft, config.seed))
+            learners.begin(
+                LearnerTask(
+                    name="start policy",
+                    start=start,
+                    config=config.sft,
+                    seed=config.seed,
+                    run=RunDirectory(config.run_dir).absolute_address,
+                    stage="sft",
+                    community=", ".join(lesson.communities),
+                )
+            )
             return _teach_from_checkpoint(config, learners, lesson, checkpoints, bar)
         except LearnerDied:
             failures.note("learner")

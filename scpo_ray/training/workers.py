@@ -113,17 +113,16 @@ def check_resources(config: OptimizationConfig, num_groups: int) -> None:
 
 
 def _trainer(queue, config: OptimizationConfig, group: int, bookkeeping: Path, *, num_tasks: int):
-    """A worker group's TorchTrainer. Ray Train keeps notes of its own in `bookkeeping`, on the checkpoints' disk."""
-    from ray.train.torch import (  # with torch, which the queue's process and trials need not load
-        TorchConfig,
-        TorchTrainer,
-    )
+    """A worker group's trainer. Ray Train keeps notes of its own in `bookkeeping`, on the checkpoints' disk."""
+    from ray.train.torch import TorchConfig  # with torch, which the queue's process and trials need not load
+
+    from scpo_ray.training.group_trainer import GroupTrainer
 
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(config.collective_timeout_s)  # its controller reads these
     start_timeout_s, num_starts = _patience(config)
     os.environ[_START_TIMEOUT] = _OWN_START_TIMEOUT_S or f"{start_timeout_s:g}"
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {})
-    return TorchTrainer(
+    return GroupTrainer(
         train_fn,
         torch_config=TorchConfig(timeout_s=math.ceil(config.collective_timeout_s)),
         train_loop_config={"queue": queue, "group": group, "config": config},

@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,8 +76,13 @@ class Schedule:
             yield chance.uniform(0.4, 1.6) * self.mean_gap_s, left.pop(), random.Random(chance.random())
 
 
-def disturb(cluster: Cluster, command: list[str], run_dir: Path, schedule: Schedule) -> Outcome:
+def disturb(
+    cluster: Cluster, command: list[str], run_dir: Path, schedule: Schedule, *, options: Sequence[str] = ()
+) -> Outcome:
     """Submit a job again and again until it has ended well, while the schedule strikes.
+
+    Args:
+        options: of `ray job submit`.
 
     Raises:
         AssertionError: it failed although nothing had been killed since it was submitted, or took too long.
@@ -88,7 +93,7 @@ def disturb(cluster: Cluster, command: list[str], run_dir: Path, schedule: Sched
     while True:
         struck = len(outcome.faults)
         outcome.submissions += 1
-        with submitted(cluster, command) as (job, output):
+        with submitted(cluster, command, *options) as (job, output):
             while job.poll() is None:
                 assert time.monotonic() - start < JOB_TIMEOUT_S, f"{command}: not done after {JOB_TIMEOUT_S:g} s"
                 if is_calm and any(run_dir.glob(schedule.calm_until)):
@@ -116,12 +121,12 @@ def _last_words(printed: str) -> str:
 
 
 @contextlib.contextmanager
-def submitted(cluster: Cluster, command: list[str]) -> Iterator[tuple[subprocess.Popen, Path]]:
+def submitted(cluster: Cluster, command: list[str], *options: str) -> Iterator[tuple[subprocess.Popen, Path]]:
     """As the README says: what submits, which goes when the job has ended, and the file of what the job prints."""
     output = Path(cluster.config.folder, "submitted.txt")
     with output.open("wb") as stream:
         job = subprocess.Popen(
-            [str(RAY), "job", "submit", "--working-dir", ".", "--", *command],
+            [str(RAY), "job", "submit", "--working-dir", ".", *options, "--", *command],
             cwd=ROOT,
             env=cluster.environment,
             stdout=stream,

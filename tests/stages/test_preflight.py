@@ -344,6 +344,10 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path):
     [
         (["--train.use_gpu", "true"], "train: 1 training worker: 1 GPU needed, 0 there (this machine)"),
         (["--run_dir", "/proc/run"], "/proc"),
+        (
+            ["--run_dir", "s3://runs/run?endpoint_override=no-such-host.invalid", "--train.checkpoint_dir", "/tmp"],
+            "no host no-such-host.invalid is known here",
+        ),
     ],
 )
 def test_a_refusal_takes_less_than_five_seconds(tmp_path, options, message):

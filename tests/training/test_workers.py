@@ -3,6 +3,7 @@
 from concurrent.futures import Future
 from dataclasses import replace
 
+import psutil
 import pytest
 import ray.train
 
@@ -38,6 +39,20 @@ def test_nothing_finished_is_an_error(make_task):
 def test_another_error_is_raised_as_it_is(make_task):
     with pytest.raises(ZeroDivisionError):
         _account_for_all([make_task("a")], TaskState(1), [ended_with(ZeroDivisionError())])
+
+
+def test_no_actor_of_rays_can_outlive_the_job(ray_cluster, make_task):
+    """Ray's PlacementGroupCleaner is detached: a job that dies before Ray has told it whom to watch for leaves it behind."""
+    task, seen = make_task("alone", max_steps=20), set[str]()
+
+    def look(state: TaskState) -> None:
+        seen.update(
+            process.info["cmdline"][0] for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"]
+        )
+
+    run_tasks([task], task.config, on_progress=look)
+    kinds = {title.removeprefix("ray::").split(".")[0].split(":")[0] for title in seen if title.startswith("ray::")}
+    assert "TrainController" in kinds and "PlacementGroupCleaner" not in kinds, kinds
 
 
 def test_steps_can_follow_what_was_offered_and_not_what_was_kept(ray_cluster, make_task):
