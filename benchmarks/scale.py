@@ -16,6 +16,7 @@ import yaml
 
 from scpo_ray import hardware
 from scpo_ray.artifacts import RunDirectory
+from scpo_ray.capacity import capacity
 from scpo_ray.config import Config
 from scpo_ray.core.model_size import (
     TransformerShape,
@@ -30,6 +31,7 @@ from scpo_ray.core.model_size import (
 )
 from scpo_ray.precision import resolved_precision
 from scpo_ray.stages.estimate import read_data, reward_shape
+from scpo_ray.stages.plan import estimate
 
 GIB, TIB = 2**30, 2**40
 MODELS = {
@@ -72,6 +74,7 @@ def main(*run_dirs: str) -> None:
         for row, kind, utilization in checked(run_dir):
             print(row)
             utilizations[kind].append(utilization)
+        print("".join(f"{row}\n" for row in checked_policies(run_dir)), end="")
     for kind, found in utilizations.items():
         if found:
             print(
@@ -87,7 +90,7 @@ def main(*run_dirs: str) -> None:
 
 def checked(run_dir: str) -> Iterator[tuple[str, str, float]]:
     """Stages of a run: (row, scoring or training, share of the peak that it reached)."""
-    config = Config.model_validate(yaml.safe_load(Path(run_dir, "config.yaml").read_text()) | {"run_dir": run_dir})
+    config = Config.model_validate(_settings(run_dir))
     directory = RunDirectory(run_dir)
     data = read_data(config, directory, batching=config.train.batching)
     assert data is not None
@@ -121,6 +124,23 @@ def checked(run_dir: str) -> Iterator[tuple[str, str, float]]:
         peak = hardware.cpu(bfloat16=resolved_precision(train.precision, on_gpu=False) == "bfloat16")
         seconds = flops / peak.flops / peak.training_utilization
         yield _row(name, address, predicted, measured, seconds, wall), "training", flops / (peak.flops * wall)
+
+
+def checked_policies(run_dir: str) -> Iterator[str]:
+    """PPO of a run, all policies together. What is predicted is at most: every response as long as it may be."""
+    config, directory = Config.model_validate(_settings(run_dir)), RunDirectory(run_dir)
+    names = directory.names("policies")
+    planned = estimate(config, directory, "ppo", capacity()) if names else None
+    if planned is None or planned.seconds is None:
+        return
+    steps = [step for name in names for step in directory.read_json(f"policies/{name}/metrics.json")["steps"]]
+    tokens = sum(step["tokens_per_second"] * step["seconds"] for step in steps)
+    seconds = sum(step["seconds"] for step in steps)
+    yield _row(Path(run_dir).name, "PPO", planned.num_tokens, tokens, planned.seconds, seconds) + " |"
+
+
+def _settings(run_dir: str) -> dict:
+    return yaml.safe_load(Path(run_dir, "config.yaml").read_text()) | {"run_dir": run_dir}
 
 
 def _row(run: str, stage: str, predicted: float, measured: object, seconds: float, wall: float) -> str:

@@ -2,7 +2,8 @@
 
 Every token goes through the linear layers once; attention runs within each sequence (those of equal length together).
 A reward reads one token of each sequence, so the last layer's MLP, most of that layer, is computed for these tokens alone
-(narrowing.py). Rewards equal those of padded batches up to rounding.
+(narrowing.py). In a decoder what a token becomes depends on those before it alone: neighbours that begin alike, as the
+responses to one context do, share what they begin with. Rewards equal those of padded batches up to rounding.
 
 This is for CPUs and for architectures that take attention from transformers' registry and add nothing to it (no sliding
 windows, no biases by distance); others, and GPUs, get padded batches.
@@ -11,8 +12,8 @@ windows, no biases by distance); others, and GPUs, get padded batches.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from scpo_ray.core.batching import families_of
 from scpo_ray.formatting import TokenSequence
 from scpo_ray.models import writes_in_forward
 from scpo_ray.narrowing import narrow_decoder, narrow_encoder
@@ -30,21 +32,37 @@ _ENCODERS = ("bert", "roberta", "xlm-roberta")
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
 
+class Run(NamedTuple):
+    """Neighbours of equal length."""
+
+    number: int
+    length: int
+    """Tokens of each."""
+
+
+class Family(NamedTuple):
+    """Neighbours that begin alike: what they share, once, and after it what each has of its own."""
+
+    shared: int
+    """Tokens."""
+    own: tuple[int, ...]
+    """Tokens of each."""
+
+    @property
+    def num_tokens(self) -> int:
+        """In the row."""
+        return self.shared + sum(self.own)
+
+
 @dataclass(frozen=True)
 class PackedBatch:
     """Sequences end to end."""
 
     tokens: dict[str, Int[Tensor, "1 tokens"]]
     """input_ids, position_ids, and token_type_ids where the model has them."""
-    lengths: list[int]
-    """Tokens of each sequence."""
+    runs: list[Run | Family]
     read: Int[Tensor, " sequences"]
     """Where each sequence's reward is read."""
-
-    @property
-    def runs(self) -> list[tuple[int, int]]:
-        """Neighbours of equal length: (number of sequences, their length)."""
-        return [(len(list(group)), length) for length, group in groupby(self.lengths)]
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -78,24 +96,48 @@ class Packer:
             narrow_decoder(model.base_model.layers[-1], lambda: self._here.read)
         model.forward = self._forward
 
-    def pack(self, sequences: Sequence[TokenSequence]) -> PackedBatch:
-        """One batch."""
-        lengths = [len(sequence.input_ids) for sequence in sequences]
+    @property
+    def can_share(self) -> bool:
+        """Whether sequences that begin alike can share what they begin with."""
+        return not self._is_encoder
+
+    def pack(self, sequences: Sequence[TokenSequence], *, shares: bool = False) -> PackedBatch:
+        """One batch.
+
+        Args:
+            shares: neighbours that begin alike have that in the row once, where the architecture allows it.
+        """
         ids = [torch.tensor(sequence.input_ids) for sequence in sequences]
+        families = families_of([sequence.input_ids for sequence in sequences]) if shares and self.can_share else []
+        families = families or [(1, 0)] * len(ids)
+        pieces: list[tuple[Tensor, int, int]] = []  # a sequence, and from where to where it is in the row
+        parts: list[Run | Family] = []
+        read, size, first = [], 0, 0
+        for number, shared in families:
+            members, first, start = ids[first : first + number], first + number, size
+            if shared:
+                pieces.append((members[0], 0, shared))
+                size += shared
+            for each in members:
+                place = self._read(each)
+                read.append(place + (size - shared if place >= shared else start))
+                pieces.append((each, shared, len(each)))
+                size += len(each) - shared
+            own = tuple(len(each) - shared for each in members)
+            parts.append(Family(shared, own) if shared else Run(1, own[0]))
         tokens = {
-            "input_ids": torch.cat(ids).unsqueeze(0),
-            "position_ids": torch.cat([self._positions(each) for each in ids]).unsqueeze(0),
+            "input_ids": torch.cat([each[start:end] for each, start, end in pieces]).unsqueeze(0),
+            "position_ids": torch.cat([self._positions(each)[start:end] for each, start, end in pieces]).unsqueeze(0),
         }
         if sequences[0].token_type_ids is not None:
             tokens["token_type_ids"] = torch.tensor(
                 [[kind for sequence in sequences for kind in sequence.token_type_ids or ()]]
             )
-        starts = torch.tensor([0, *accumulate(lengths)][:-1])
-        return PackedBatch(tokens, lengths, starts + torch.tensor([self._read(each) for each in ids]))
+        return PackedBatch(tokens, _merged(parts), torch.tensor(read))
 
     def inputs_of(self, sequences: Sequence[TokenSequence]) -> dict[str, Any]:
         """One batch, as the model's forward pass takes it."""
-        return self.pack(sequences).inputs
+        return self.pack(sequences, shares=True).inputs
 
     def _positions(self, ids: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
         """As transformers numbers them: RoBERTa counts what is not padding, wherever it stands."""
@@ -120,7 +162,7 @@ class Packer:
         *,
         input_ids: Int[Tensor, "1 tokens"],
         position_ids: Int[Tensor, "1 tokens"],
-        runs: Sequence[tuple[int, int]],
+        runs: Sequence[Run | Family],
         read: Int[Tensor, " sequences"],
         token_type_ids: Int[Tensor, "1 tokens"] | None = None,
         **_: object,
@@ -168,19 +210,51 @@ def _attend(
     value: Float[Tensor, "1 kv_heads tokens size"],
     attention_mask: None,
     *,
-    runs: Sequence[tuple[int, int]],
+    runs: Sequence[Run | Family],
     scaling: float | None = None,
     **_: object,
 ) -> tuple[Float[Tensor, "1 tokens heads size"], None]:
     """Attention within each sequence, by the signature of transformers' registry; no dropout."""
+    settings = {"scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
     is_causal = bool(getattr(module, "is_causal", False))
-    sizes = [number * length for number, length in runs]
+    sizes = [run.number * run.length if isinstance(run, Run) else run.num_tokens for run in runs]
     split = (each[0].split(sizes, dim=1) for each in (query, key, value))
     found = []
-    for (number, length), *states in zip(runs, *split, strict=True):
-        by_sequence = (each.unflatten(1, (number, length)).transpose(0, 1) for each in states)
-        attended = functional.scaled_dot_product_attention(
-            *by_sequence, scale=scaling, is_causal=is_causal, enable_gqa=key.shape[1] != query.shape[1]
-        )  # [sequences, heads, length, size]
-        found.append(attended.transpose(1, 2).flatten(0, 1))
+    for run, *states in zip(runs, *split, strict=True):
+        if isinstance(run, Family):
+            found.append(_attend_in_family(run, *states, settings))
+            continue
+        by_sequence = (each.unflatten(1, run).transpose(0, 1) for each in states)
+        attended = functional.scaled_dot_product_attention(*by_sequence, is_causal=is_causal, **settings)
+        found.append(attended.transpose(1, 2).flatten(0, 1))  # was [sequences, heads, length, size]
     return torch.cat(found).unsqueeze(0), None
+
+
+def _attend_in_family(
+    family: Family,
+    query: Float[Tensor, "heads tokens size"],
+    key: Float[Tensor, "kv_heads tokens size"],
+    value: Float[Tensor, "kv_heads tokens size"],
+    settings: dict[str, Any],
+) -> Float[Tensor, "tokens heads size"]:
+    """Causal: what is shared sees itself, and each rest sees that and itself."""
+    (queries, *own_queries), (keys, *own_keys), (values, *own_values) = (
+        states.split([family.shared, *family.own], dim=1) for states in (query, key, value)
+    )
+    attend = functional.scaled_dot_product_attention
+    found = [attend(queries[None], keys[None], values[None], is_causal=True, **settings)]
+    for own_query, own_key, own_value in zip(own_queries, own_keys, own_values, strict=True):
+        seen_keys, seen_values = torch.cat([keys, own_key], dim=1), torch.cat([values, own_value], dim=1)
+        size = own_query.shape[1]
+        sees = torch.ones(size, family.shared + size, dtype=torch.bool, device=query.device).tril(family.shared)
+        found.append(attend(own_query[None], seen_keys[None], seen_values[None], attn_mask=sees, **settings))
+    return torch.cat(found, dim=2)[0].transpose(0, 1)
+
+
+def _merged(parts: Sequence[Run | Family]) -> list[Run | Family]:
+    """Single sequences of equal length as one run."""
+    found: list[Run | Family] = []
+    for part, equal in groupby(parts):
+        number = len(list(equal))
+        found += [Run(number, part.length)] if isinstance(part, Run) else [part] * number
+    return found

@@ -13,12 +13,12 @@ from jaxtyping import Float32
 
 from scpo_ray import models
 from scpo_ray.config import FormatConfig
-from scpo_ray.core.batching import packed_batches, token_budget_batches
+from scpo_ray.core.batching import families_of, packed_batches, token_budget_batches
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.packing import Packer, can_pack
 from scpo_ray.precision import uses_bfloat16
-from scpo_ray.records import Message
+from scpo_ray.records import Message, context_id
 from scpo_ray.scoring_cost import ScoringCost
 
 _CPU_TOKENS, _GPU_TOKENS = 2048, 8192
@@ -65,6 +65,8 @@ class RewardScorer:
         models.keep_head_float32(self._model)
         packs = self._device.type == "cpu" and not dropout and can_pack(self._model)
         self._packer = Packer(self._model) if packs else None
+        self.shares = packs and self._packer is not None and self._packer.can_share
+        """Whether neighbours in a batch share the tokens that they begin with."""
         self._folder = folder
         self.formatter = Formatter(loaded.tokenizer, format_config)
         self._tokens_per_batch = tokens_per_batch or (_CPU_TOKENS if self._device.type == "cpu" else _GPU_TOKENS)
@@ -77,7 +79,7 @@ class RewardScorer:
         """Rewards of one batch, one forward pass."""
         with self._turn, torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             if self._packer is not None:
-                return self._packer.rewards(self._packer.pack(sequences)).float().numpy()
+                return self._packer.rewards(self._packer.pack(sequences, shares=self.shares)).float().numpy()
             inputs = self.formatter.pad(sequences)
             logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
         return logits.float().squeeze(-1).cpu().numpy()
@@ -98,9 +100,7 @@ class RewardScorer:
         lengths = [len(sequence.input_ids) for sequence in sequences]
         rewards = np.empty(len(sequences), dtype=np.float32)
         cost = ScoringCost(num_responses=len(sequences), num_tokens=sum(lengths))
-        batches = (packed_batches if self.packs else token_budget_batches)(
-            lengths, tokens_per_batch=self._tokens_per_batch
-        )
+        batches = self._batches(contexts, sequences)
         for batch, found in zip(batches, self._forward_all(batches, sequences), strict=True):
             rewards[batch] = found
             cost.num_forward_passes += 1
@@ -108,6 +108,25 @@ class RewardScorer:
             cost.num_padded_tokens += sum(sizes) if self.packs else len(sizes) * max(sizes)
         self.check_finite(rewards, responses)
         return Scores(rewards, lengths, [sequence.truncated for sequence in sequences], cost)
+
+    def _batches(self, contexts: Sequence[Sequence[Message]], sequences: Sequence[TokenSequence]) -> list[list[int]]:
+        """Indices of each forward pass; where tokens can be shared, the responses to a context are neighbours."""
+        lengths = [len(sequence.input_ids) for sequence in sequences]
+        if not self.packs:
+            return token_budget_batches(lengths, tokens_per_batch=self._tokens_per_batch)
+        if not self.shares:
+            return packed_batches(lengths, tokens_per_batch=self._tokens_per_batch)
+        together: dict[str, list[int]] = {}
+        for index, context in enumerate(contexts):
+            together.setdefault(context_id(context), []).append(index)
+        siblings = list(together.values())
+        sizes = []
+        for indices in siblings:
+            families = families_of([sequences[index].input_ids for index in indices])
+            saved = sum((number - 1) * shared for number, shared in families)
+            sizes.append(sum(lengths[index] for index in indices) - saved)
+        parts = packed_batches(sizes, tokens_per_batch=self._tokens_per_batch)
+        return [[index for part in batch for index in siblings[part]] for batch in parts]
 
     def _forward_all(
         self, batches: Sequence[Sequence[int]], sequences: Sequence[TokenSequence]

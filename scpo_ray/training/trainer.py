@@ -110,7 +110,10 @@ class Trainer:
                 loss, margin_sum = part_loss(
                     self.engine, micro_batch.to(self.device), self.config, normalizer=normalizer, num_pairs=num_pairs
                 )
-                seen = (micro_batch.num_tokens, micro_batch.inputs["input_ids"].numel())
+                num_padded = max(
+                    micro_batch.num_tokens, micro_batch.inputs["input_ids"].numel()
+                )  # fewer: some are shared
+                seen = (micro_batch.num_tokens, num_padded)
                 totals += torch.tensor([loss.item(), *seen, margin_sum.item(), 0])
             else:
                 loss = placeholder_loss(self.engine, self.data, self.inputs_of, self.config)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scpo_ray.core.batching import micro_batches, packed_batches, padding_share, round_up, token_budget_batches
+from scpo_ray.core.batching import (
+    families_of,
+    micro_batches,
+    packed_batches,
+    padding_share,
+    round_up,
+    shared_length,
+    token_budget_batches,
+)
 
 lengths = st.lists(st.integers(1, 60), max_size=80)
 
@@ -100,3 +108,49 @@ def test_round_up_and_padding_share():
     assert [round_up(value, 8) for value in (0, 1, 8, 9)] == [0, 8, 8, 16]
     assert padding_share(num_tokens=75, num_padded_tokens=100) == 0.25
     assert padding_share(num_tokens=0, num_padded_tokens=0) == 0.0
+
+
+def test_what_two_sequences_begin_with():
+    assert shared_length([1, 2, 3, 4], [1, 2, 9, 4]) == 2
+    assert shared_length([1, 2, 3], [1, 2, 3]) == 2, "each keeps one of its own"
+    assert shared_length([1, 2], [1, 2, 3, 4]) == 1
+    assert shared_length([5], [5, 6]) == 0 and shared_length([1, 2], [3, 4]) == 0
+
+
+def saved(families):
+    return sum((number - 1) * shared for number, shared in families)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(14, 22), st.integers(1, 3)), max_size=9), st.randoms())
+def test_families_save_as_much_as_any_way_to_part_neighbours(shapes, random):
+    """Sequences begin with the same 14 to 22 tokens of three texts, which are alike in their first 15."""
+    texts = [[0] * 15 + [number] * 15 for number in (1, 2, 3)]
+    sequences = [[*texts[kind][:size], *(random.randrange(50, 60) for _ in range(own))] for kind, size, own in shapes]
+    families = families_of(sequences)
+    assert sum(number for number, _ in families) == len(sequences)
+    start = 0
+    for number, shared in families:
+        members = sequences[start : start + number]
+        start += number
+        assert all(member[:shared] == members[0][:shared] and len(member) > shared for member in members)
+        assert number == 1 or shared >= 16
+    assert saved(families) == most_saved(sequences)
+
+
+def most_saved(sequences):
+    """Over every first family, and what follows it."""
+    best = 0
+    for size in range(1, min(len(sequences), 8) + 1):
+        members = sequences[:size]
+        shared = 0 if size == 1 else min(shared_length(*pair) for pair in pairwise(members))
+        own = (size - 1) * shared if shared >= 16 else 0
+        best = max(best, own + most_saved(sequences[size:]))
+    return best
+
+
+def test_an_interaction_is_not_torn_apart_by_what_all_begin_with():
+    """A chat template's first tokens are everybody's; an interaction shares its context on top."""
+    header, contexts = [7] * 20, ([8] * 100, [9] * 100)
+    sequences = [[*header, *context, own] for context in contexts for own in (1, 2, 3)]
+    assert families_of(sequences) == [(3, 120), (3, 120)]
