@@ -18,7 +18,6 @@ import ray
 from scpo_ray import telemetry
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import LearnerConfig, PpoConfig
-from scpo_ray.host_memory import keep_freed_memory
 from scpo_ray.ppo.hanging import EndsIfHung
 from scpo_ray.ppo.records import CRITIC, POLICY, Canaries, Experience, Sequences, WeightUpdate
 from scpo_ray.precision import uses_bfloat16
@@ -55,7 +54,6 @@ class Learner(EndsIfHung):
     def __init__(self, rank: int, num_ranks: int, *, threads: int, uses_gpu: bool) -> None:
         if not uses_gpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
-            keep_freed_memory()
         os.environ["OMP_NUM_THREADS"] = str(threads)
         import torch
 

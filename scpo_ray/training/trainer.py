@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from scpo_ray import models
 from scpo_ray.config import OptimizationConfig
+from scpo_ray.core.batching import packed_batches
 from scpo_ray.core.schedules import learning_rate, num_optimizer_steps
 from scpo_ray.errors import DataError, TrainingError
 from scpo_ray.formatting import Formatter
@@ -21,6 +22,9 @@ from scpo_ray.training.batches import InputsOf, Item, PreferenceSet
 from scpo_ray.training.data import load_preferences
 from scpo_ray.training.step import collate_items, normalizers, part_loss, placeholder_loss
 from scpo_ray.training.task import StepReport, TrainingTask
+
+_LARGEST_TENSOR, _LEAST_TOKENS = 48 * 2**20, 2048
+"""Bytes of a layer's inner values in one packed pass. Larger passes are no faster, and take as much more memory."""
 
 
 class Trainer:
@@ -103,8 +107,10 @@ class Trainer:
             group["lr"] = rate
         normalizer, num_pairs = normalizers(batch, self.config)
         parts = self.data.split(batch, num_parts=self.world_size * self.accumulation_steps)
+        passes = [each for part in parts[self.rank :: self.world_size] for each in self._passes(part)]
         totals = torch.tensor([0, 0, 0, 0, calls], dtype=torch.float64)  # loss, tokens, padded tokens, margins, calls
-        for part in parts[self.rank :: self.world_size]:
+        for number, part in enumerate(passes):
+            self.engine.set_gradient_accumulation_boundary(number == len(passes) - 1)
             if part:
                 micro_batch = collate_items(part, self.data, self.inputs_of, self.config)
                 loss, margin_sum = part_loss(
@@ -130,6 +136,17 @@ class Trainer:
         self._check_finite(total[0], "loss")
         self.losses.append(total[0])
         return total[0]
+
+    def _passes(self, part: Sequence[Item]) -> list[list[Item]]:
+        """A part, cut where it is packed into passes that take little memory; their gradients add up.
+
+        Of several ranks each makes one pass: all must make as many.
+        """
+        if self.packer is None or self.world_size > 1 or not part:
+            return [list(part)]
+        lengths = [sum(len(self.data.sequences[index].input_ids) for index in item.responses) for item in part]
+        most = max(_LEAST_TOKENS, _LARGEST_TENSOR // (4 * self.model.config.intermediate_size))
+        return [[part[index] for index in rows] for rows in packed_batches(lengths, tokens_per_batch=most)]
 
     @torch.no_grad()
     def validate(self) -> float:

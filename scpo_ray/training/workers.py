@@ -20,7 +20,6 @@ from scpo_ray import nodes
 from scpo_ray.artifacts import scratch_folder
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.errors import ScpoError, StorageError, TrainingError
-from scpo_ray.host_memory import keep_freed_memory
 from scpo_ray.training.queue import NOTHING_YET, TaskState, start_queue
 from scpo_ray.training.stacks import has_stacks, stacks_folder
 from scpo_ray.training.task import Observation, StepReport, TrainingTask, checkpoint_folder
@@ -162,7 +161,6 @@ def train_fn(loop_config: dict) -> None:
     config: OptimizationConfig = loop_config["config"]
     if not config.use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        keep_freed_memory()
     import torch
     import torch.distributed as dist
     from ray.train.torch import get_device
