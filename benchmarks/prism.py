@@ -4,21 +4,23 @@ python -m benchmarks.prism FOLDER CONVERSATIONS
 
 writes survey.jsonl and utterances.jsonl. First turns have 4 responses, later ones 2; prompts, responses, turns and scores have
 the published means and deviations, countries their published numbers of raters. PRISM's texts are not to be had
-without its licence, so words are drawn: common English ones and made-up rare ones by Zipf's law. A response leans to one
-of eight traits, which shows in a tenth of its words, and each country likes traits a little differently.
+without its licence, so words are drawn: English ones as often as they are in Python's own help, and made-up rare ones, so that
+MiniLM's tokenizer makes of the texts what it makes of English: a token of 4.4 characters. A response leans to one of eight
+traits, which shows in a tenth of its words, and each country likes traits a little differently.
 """
 
 import itertools
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 from scipy import stats
-
-from benchmarks.serve.workload import COMMON_WORDS
 
 RATERS = {
     "United States": 386,
@@ -40,6 +42,7 @@ SCORE_MEAN, SCORE_DEVIATION = 65.1, 29.3
 NUM_TRAITS, WORDS_PER_TRAIT, TRAIT_SHARE = 8, 12, 0.1
 _CONVERSATIONS_AT_ONCE = 2000
 _CHARACTERS_PER_WORD = 5.6  # with the space
+_RARE_SHARE, _NUM_RARE = 0.11, 15_000
 _SYLLABLES = (
     "ba",
     "ce",
@@ -160,10 +163,10 @@ def _texts(characters: tuple[float, float, int], random: np.random.Generator, *,
     mean, deviation, longest = characters
     lengths = random.gamma((mean / deviation) ** 2, deviation**2 / mean, size=len(traits)).clip(2, longest)
     counts = np.maximum(1, np.ceil(lengths / _CHARACTERS_PER_WORD * 1.15)).astype(int)  # some to spare, then cut
-    words = np.searchsorted(_ZIPF, random.random(counts.sum()))
+    words = np.searchsorted(_CUMULATED, random.random(counts.sum()))
     trait_of = np.repeat(traits, counts)
     leans = (trait_of >= 0) & (random.random(len(words)) < TRAIT_SHARE)
-    first = len(COMMON_WORDS) + trait_of[leans] * WORDS_PER_TRAIT  # the rare words begin after the common ones
+    first = len(_ENGLISH) + trait_of[leans] * WORDS_PER_TRAIT  # the rare words begin after the English ones
     words[leans] = first + random.integers(WORDS_PER_TRAIT, size=leans.sum())
     spelled = _VOCABULARY[words].tolist()
     ends = np.cumsum(counts).tolist()
@@ -183,15 +186,17 @@ def _scores(utilities: np.ndarray) -> np.ndarray:
     return np.round(1 + 99 * drawn).astype(int)
 
 
-def _vocabulary(size: int = 20_000) -> np.ndarray:
-    rare = itertools.product(_SYLLABLES, repeat=3), itertools.product(_SYLLABLES, repeat=4)
-    made_up = itertools.islice(itertools.chain(*rare), size - len(COMMON_WORDS))
-    return np.array([*COMMON_WORDS, *map("".join, made_up)], dtype=object)
+def _rare_words() -> list[str]:
+    words = itertools.chain(itertools.product(_SYLLABLES, repeat=3), itertools.product(_SYLLABLES, repeat=4))
+    return ["".join(syllables) for syllables in itertools.islice(words, _NUM_RARE)]
 
 
-_VOCABULARY = _vocabulary()
-_ZIPF = np.cumsum(1 / np.arange(1, len(_VOCABULARY) + 1))
-_ZIPF /= _ZIPF[-1]
+_ENGLISH = Counter(re.findall(r"[a-z]{2,}|\ba\b", " ".join(topics.values()).lower()))
+_VOCABULARY = np.array([*_ENGLISH, *_rare_words()], dtype=object)
+_ZIPF = 1 / np.arange(1, _NUM_RARE + 1)
+_SHARES = np.array([*_ENGLISH.values()]) / _ENGLISH.total() * (1 - _RARE_SHARE), _ZIPF / _ZIPF.sum() * _RARE_SHARE
+_CUMULATED = np.cumsum(np.concatenate(_SHARES))
+_CUMULATED[-1] = 1.0
 
 
 if __name__ == "__main__":

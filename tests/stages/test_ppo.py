@@ -173,6 +173,7 @@ def test_at_learning_rate_zero_engine_and_learner_agree_for_the_whole_run(config
         assert row["kl"] == 0.0
 
 
+@pytest.mark.slow  # tests/ppo/test_learner.py has two learners and adapters, tests/ppo/test_rollout.py engines
 def test_a_larger_crew_with_adapters(config, plan, known_scales):
     """Two engines, two learners under ZeRO-3 with LoRA: a policy for one community, one by max-min, one routed by the prompts'
     communities. These want opposite things, so that the last two policies have nothing to gain, and rewards to be composed."""
@@ -227,6 +228,7 @@ class Killing(ppo.Controller):
         return super().run_step()
 
 
+@pytest.mark.slow  # tests/chaos kills the same, and more
 def test_killed_actors_change_nothing(config, shown, plan, crew, known_scales):
     """An engine, a scorer, a learner: the next prompts, responses and losses are those of the undisturbed run."""
     killed = controller(config, plan, crew, known_scales, "killed", kind=Killing)

@@ -154,6 +154,7 @@ cli.run(lambda: run_tasks([task], task.config))
 """
 
 
+@pytest.mark.slow  # tests/chaos kills the same, and more
 def test_a_killed_driver_resumes_and_ends_bit_for_bit_the_same(undisturbed, make_task, tmp_path):
     import pickle
 
