@@ -255,6 +255,7 @@ class Interrupted(ppo.Controller):
         return super().run_step()
 
 
+@pytest.mark.slow  # for its length alone
 def test_overlap_is_one_step_behind_and_resumes_exactly(config, plan, crew, known_scales):
     """What was written ahead is in the checkpoint: the weights that wrote it are gone."""
     controller(config, plan, crew, known_scales, "overlapped", overlap=True, num_steps=7).run()
@@ -300,6 +301,7 @@ def test_a_damaged_tensor_stops_the_run(config, plan, crew, known_scales):
         controller(config, plan, crew, known_scales, "damaged", kind=Damaging).run()
 
 
+@pytest.mark.slow  # for its length alone
 @pytest.mark.parametrize("advantage", ["rloo", "grpo"])
 def test_critic_free_estimators_raise_the_reward_too(config, plan, crew, known_scales, advantage):
     settings = {"advantage": advantage, "responses_per_prompt": 4, "prompts_per_step": 16, "num_steps": 6}
@@ -309,6 +311,7 @@ def test_critic_free_estimators_raise_the_reward_too(config, plan, crew, known_s
     assert steps[-1]["reward"] - steps[0]["reward"] > 0.3
 
 
+@pytest.mark.slow  # for its length alone
 def test_a_budget_holds_the_divergence(config, plan, crew, known_scales):
     """The coefficient rises while the policy is beyond its budget, and holds it back beside the undisturbed run."""
     settings = {"kl_budget": 0.05, "kl_horizon": 100.0, "kl_coefficient": 0.2, "num_steps": 6}

@@ -85,6 +85,7 @@ def test_a_killed_worker_resumes_and_ends_bit_for_bit_the_same(undisturbed, make
     assert not checkpoint_folder(task).exists(), "nothing is left of the unfinished training"
 
 
+@pytest.mark.slow  # for its length alone
 def test_a_rank_that_hangs_ends_by_timeout_and_the_others_say_where_they_stood(undisturbed, make_task, monkeypatch):
     """One of two ranks is stopped: the other waits in a collective, until it may not."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "12")  # of 600: a stopped process answers Ray neither
