@@ -46,13 +46,14 @@ def test_mlflow(tmp_path, monkeypatch):
 
 
 def test_wandb(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "120")  # seconds for its own process to start; 30 were once too few here
     with tracking(["wandb"], info(tmp_path)) as trackers:
         trackers.metrics(0, {"reward": 1.5})
         trackers.samples(0, ROWS)
+    wandb.teardown()  # its own process may write the last of a finished run after `finish()`; this waits for its end
     (written,) = tmp_path.glob("wandb/offline-run-*-run0/run-run0.wandb")
     assert b"reward" in written.read_bytes()
     (table,) = tmp_path.glob("wandb/offline-run-*-run0/files/media/table/samples_*.json")
