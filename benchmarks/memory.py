@@ -6,6 +6,7 @@ Each row is a `train_global` of three steps on PRISM-shaped pairs. Measured is t
 less that of the same training of a model of almost nothing: what Python, torch, DeepSpeed and Ray take.
 """
 
+import re
 import sys
 import threading
 import time
@@ -89,9 +90,9 @@ def watched() -> Iterator[Peak]:
 
     def watch() -> None:
         while not is_over.is_set():
-            for process in psutil.process_iter(["cmdline", "memory_info"]):
+            for process in psutil.process_iter(["cmdline"]):
                 if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::RayTrainWorker"):
-                    peak.bytes = max(peak.bytes, process.info["memory_info"].rss)
+                    peak.bytes = max(peak.bytes, high_water(process.pid))
             time.sleep(0.05)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -101,6 +102,16 @@ def watched() -> Iterator[Peak]:
     finally:
         is_over.set()
         thread.join()
+
+
+def high_water(pid: int) -> int:
+    """Bytes that a process had resident at its peak, as Linux keeps them; 0 of one that is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(found.group(1)) if found else 0
 
 
 if __name__ == "__main__":

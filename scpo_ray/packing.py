@@ -28,6 +28,9 @@ from scpo_ray.models import writes_in_forward
 from scpo_ray.narrowing import narrow_decoder, narrow_encoder
 
 _ATTENTION = "scpo_packed"
+_LARGEST_TENSOR, _LEAST_TOKENS = 48 * 2**20, 2048
+"""Bytes of a layer's inner values in one pass of training. Larger passes are no faster, and take as much more memory."""
+
 _ENCODERS = ("bert", "roberta", "xlm-roberta")
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -184,6 +187,11 @@ class Packer:
         else:
             rewards = self._model.classifier(states.unsqueeze(1))
         return SequenceClassifierOutput(logits=rewards.reshape(-1, 1))
+
+
+def tokens_per_pass(intermediate_size: int) -> int:
+    """How many tokens of a batch train in one pass, at most; longer items go alone."""
+    return max(_LEAST_TOKENS, _LARGEST_TENSOR // (4 * intermediate_size))
 
 
 def can_pack(model: PreTrainedModel) -> bool:

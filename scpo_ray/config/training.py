@@ -164,6 +164,12 @@ class OptimizationConfig(Section):
         """What a group must have to train at all."""
         return self.min_workers or self.num_workers
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether a batch's sequences go through the model end to end, on CPUs and where the architecture allows it."""
+        plain = not self.dropout and not self.gradient_checkpointing
+        return plain and self.attention == "auto" and not self.use_gpu
+
 
 class TrainGlobalConfig(OptimizationConfig):
     """The global reward model: the ruler, and where every community's model starts."""

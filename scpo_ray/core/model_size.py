@@ -147,6 +147,15 @@ def activation_bytes(
     return num_tokens * bytes_per_value * per_token
 
 
+def backward_bytes(shape: TransformerShape, *, num_tokens: float, bytes_per_value: int) -> float:
+    """Bytes that a backward pass writes for a moment, beside what was kept: gradients within one layer.
+
+    Per token: those of the MLP's inner values (gated: 3, else 2 of the inner size) and of the layer's output and input (2 h).
+    """
+    inner = (3 if shape.gated_mlp else 2) * shape.intermediate_size
+    return num_tokens * bytes_per_value * (inner + 2 * shape.hidden_size)
+
+
 def cache_bytes(shape: TransformerShape, *, num_tokens: float, bytes_per_value: int) -> float:
     """Bytes of a rollout engine's keys and values."""
     return 2 * shape.num_layers * shape.num_kv_heads * shape.head_size * bytes_per_value * num_tokens

@@ -16,12 +16,14 @@ from scpo_ray.config import Config, ModelConfig, OptimizationConfig
 from scpo_ray.core.model_size import (
     TransformerShape,
     activation_bytes,
+    backward_bytes,
     forward_flops,
     gradient_traffic_bytes,
     state_bytes,
     training_flops,
 )
 from scpo_ray.models import shape_of
+from scpo_ray.packing import tokens_per_pass
 from scpo_ray.precision import resolved_precision
 from scpo_ray.stages.recipes import GLOBAL_MODEL, PREPARED, SCORES
 
@@ -183,20 +185,12 @@ def _training(
         checkpointing=train.gradient_checkpointing,
     )
     trained = shape.num_parameters if rank is None else shape.num_adapter_parameters(rank)
-    on_gpu, bfloat16 = train.use_gpu, resolved_precision(train.precision, on_gpu=train.use_gpu) == "bfloat16"
+    on_gpu = train.use_gpu
     responses_per_item = sum(data.training_responses.values()) / max(sum(data.training_items.values()), 1)
-    micro_batch = math.ceil(train.batch_size / train.num_workers / train.accumulation_steps) * responses_per_item
     states = state_bytes(
         shape.num_parameters, num_trained=trained, zero_stage=train.zero_stage, num_devices=train.fewest_workers
     )
-    memory = states + activation_bytes(
-        shape,
-        num_tokens=micro_batch * config.format.max_tokens,
-        length=config.format.max_tokens,
-        bytes_per_value=2 if bfloat16 else 4,
-        checkpointing=train.gradient_checkpointing,
-        eager=train.attention == "eager",
-    )
+    memory = states + _pass_bytes(config, train, shape, responses_per_item)
     device = device_of(train.precision, on_gpu, capacity)
     groups = config.train.num_worker_groups if train is config.train else 1
     devices = train.num_workers * groups if on_gpu else 1
@@ -205,6 +199,24 @@ def _training(
         shape.num_parameters, num_trained=trained, zero_stage=train.zero_stage, num_devices=train.num_workers
     )
     return Estimate(tokens, flops, memory, seconds, sent, states)
+
+
+def _pass_bytes(config: Config, train: OptimizationConfig, shape: TransformerShape, responses_per_item: float) -> float:
+    """What a forward and backward pass over the longest micro-batch holds at its peak, on one device."""
+    width = 2 if resolved_precision(train.precision, on_gpu=train.use_gpu) == "bfloat16" else 4
+    of_item = math.ceil(responses_per_item) * config.format.max_tokens
+    tokens = math.ceil(train.batch_size / train.num_workers / train.accumulation_steps) * of_item
+    if train.is_packed and train.num_workers == 1:
+        tokens = min(tokens, max(of_item, tokens_per_pass(shape.intermediate_size)))
+    kept = activation_bytes(
+        shape,
+        num_tokens=tokens,
+        length=config.format.max_tokens,
+        bytes_per_value=width,
+        checkpointing=train.gradient_checkpointing,
+        eager=train.attention == "eager",
+    )
+    return kept + backward_bytes(shape, num_tokens=tokens, bytes_per_value=width)
 
 
 def _passes(train: OptimizationConfig, num_items: int) -> float:

@@ -9,6 +9,7 @@ from scpo_ray.config import Config, LearnerConfig
 from scpo_ray.core.model_size import (
     TransformerShape,
     activation_bytes,
+    backward_bytes,
     cache_bytes,
     decoding_seconds,
     forward_flops,
@@ -247,7 +248,7 @@ def _learner_states(shape: TransformerShape, config: LearnerConfig, *, has_criti
 
 
 def _micro_batch_bytes(shape: TransformerShape, config: LearnerConfig, *, sequence_length: float) -> float:
-    """What a micro-batch keeps, and its logits."""
+    """What a micro-batch keeps and its backward pass writes, and its logits."""
     on_gpu = config.gpus_per_learner > 0
     width = 2 if resolved_precision(config.precision, on_gpu=on_gpu) == "bfloat16" else 4
     kept = activation_bytes(
@@ -258,4 +259,5 @@ def _micro_batch_bytes(shape: TransformerShape, config: LearnerConfig, *, sequen
         checkpointing=config.gradient_checkpointing,
         eager=config.attention == "eager",
     )
-    return kept + logits_bytes(shape, num_tokens=config.tokens_per_micro_batch)
+    written = backward_bytes(shape, num_tokens=config.tokens_per_micro_batch, bytes_per_value=width)
+    return kept + written + logits_bytes(shape, num_tokens=config.tokens_per_micro_batch)

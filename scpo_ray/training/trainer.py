@@ -16,15 +16,12 @@ from scpo_ray.core.batching import packed_batches
 from scpo_ray.core.schedules import learning_rate, num_optimizer_steps
 from scpo_ray.errors import DataError, TrainingError
 from scpo_ray.formatting import Formatter
-from scpo_ray.packing import Packer, can_pack
+from scpo_ray.packing import Packer, can_pack, tokens_per_pass
 from scpo_ray.training import engine as engines
 from scpo_ray.training.batches import InputsOf, Item, PreferenceSet
 from scpo_ray.training.data import load_preferences
 from scpo_ray.training.step import collate_items, normalizers, part_loss, placeholder_loss
 from scpo_ray.training.task import StepReport, TrainingTask
-
-_LARGEST_TENSOR, _LEAST_TOKENS = 48 * 2**20, 2048
-"""Bytes of a layer's inner values in one packed pass. Larger passes are no faster, and take as much more memory."""
 
 
 class Trainer:
@@ -145,7 +142,7 @@ class Trainer:
         if self.packer is None or self.world_size > 1 or not part:
             return [list(part)]
         lengths = [sum(len(self.data.sequences[index].input_ids) for index in item.responses) for item in part]
-        most = max(_LEAST_TOKENS, _LARGEST_TENSOR // (4 * self.model.config.intermediate_size))
+        most = tokens_per_pass(self.model.config.intermediate_size)
         return [[part[index] for index in rows] for rows in packed_batches(lengths, tokens_per_batch=most)]
 
     @torch.no_grad()
@@ -217,8 +214,7 @@ class Trainer:
 
 def _packs(model: PreTrainedModel, config: OptimizationConfig, device: torch.device) -> bool:
     """Whether batches go through the model without padding."""
-    whole = not config.dropout and not config.gradient_checkpointing
-    return device.type == "cpu" and config.attention == "auto" and whole and can_pack(model)
+    return device.type == "cpu" and config.is_packed and can_pack(model)
 
 
 def _training_seed(task: TrainingTask) -> int:

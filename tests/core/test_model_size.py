@@ -8,6 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from scpo_ray.core.model_size import (
     TransformerShape,
     activation_bytes,
+    backward_bytes,
     cache_bytes,
     decoding_seconds,
     forward_flops,
@@ -131,6 +132,7 @@ def test_activations_by_hand():
     assert activation_bytes(TINY, **settings, checkpointing=False, eager=False) == 10 * 2 * 2 * layer
     assert activation_bytes(TINY, **settings, checkpointing=False, eager=True) == 10 * 2 * 2 * (layer + 2 * 2 * 5)
     assert activation_bytes(TINY, **settings, checkpointing=True, eager=False) == 10 * 2 * (2 * 8 + layer)
+    assert backward_bytes(TINY, num_tokens=10, bytes_per_value=2) == 10 * 2 * (3 * 20 + 2 * 8)
 
 
 @pytest.mark.parametrize(("stage", "expected"), [(0, 1600), (1, 1000), (2, 700), (3, 400)])

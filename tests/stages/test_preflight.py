@@ -86,6 +86,21 @@ def test_a_model_that_no_device_can_hold(prepared):
     plan.check_memory(enough, GPU_CLUSTER)
 
 
+def test_a_pass_without_padding_has_a_limit(prepared):
+    """Of one worker: a batch ten times as large is cut into more passes; padded, it takes ten times as much."""
+
+    def kept(**settings: object) -> float:
+        config = prepared.with_settings({f"train_global.{name}": value for name, value in settings.items()})
+        (line,) = plan.make(config, RunDirectory(config.run_dir), ("train_global",), set(), LAPTOP)
+        return line.estimate.memory_bytes - line.estimate.least_bytes
+
+    large = {"batch_size": 10_000}
+    assert kept(**large) == kept(batch_size=100_000) > 0
+    padded = large | {"attention": "sdpa"}
+    assert kept(**padded | {"batch_size": 100_000}) == pytest.approx(10 * kept(**padded))
+    assert kept(**padded | {"gradient_checkpointing": True}) < kept(**padded)
+
+
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_a_policy_that_no_device_can_hold(tmp_path, prepared, stage):
     """80 layers, 8192 wide: 4 times 4 bytes a parameter for the policy alone."""

@@ -23,8 +23,8 @@ def rank_main(rank: int, port: int, tasks: list[TrainingTask], outcome: str) -> 
     import deepspeed
     import torch
 
+    from scpo_ray import packing
     from scpo_ray.packing import Packer
-    from scpo_ray.training import trainer
     from scpo_ray.training.loop import BaseModels, train
 
     torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def rank_main(rank: int, port: int, tasks: list[TrainingTask], outcome: str) -> 
         Packer.inputs_of = noted
         summary = train(task, BaseModels(), device=torch.device("cpu"))
         found.append([summary.losses, [size for size in seen if size]])
-        trainer._LARGEST_TENSOR, trainer._LEAST_TOKENS = 0, LEAST
+        packing._LARGEST_TENSOR, packing._LEAST_TOKENS = 0, LEAST
     Path(outcome).write_text(json.dumps(found))
 
 
