@@ -72,7 +72,7 @@ def main(*run_dirs: str) -> None:
     utilizations: dict[str, list[float]] = {"scoring": [], "training": []}
     for run_dir in run_dirs:
         for row, kind, utilization in checked(run_dir):
-            print(row)
+            print(f"{row} {utilization:.0%} |")
             utilizations[kind].append(utilization)
         print("".join(f"{row}\n" for row in checked_policies(run_dir)), end="")
     for kind, found in utilizations.items():

@@ -59,7 +59,8 @@ def run(config: Config) -> Manifest:
     if found is not None and dict(found.identity) != recipe.identity:
         recipe.is_made(directory, rebuild=config.rebuild)
     inputs = load_inputs(config, directory)
-    check_test_pairs(inputs, {name.community for name in trained})
+    counts = {community: len(pairs) for community, pairs in inputs.test.items()}
+    check_test_pairs(counts, {name.community for name in trained}, of_majority=len(inputs.majority))
     connect(config.log_format)
     wanted = [
         ModelToScore(
@@ -117,17 +118,22 @@ def load_inputs(config: Config, directory: RunDirectory) -> Inputs:
     )
 
 
-def check_test_pairs(inputs: Inputs, communities: Iterable[str]) -> None:
+def check_test_pairs(counts: Mapping[str, int], communities: Iterable[str], *, of_majority: int) -> None:
     """Refuse to measure nothing. A single community without test pairs has NaN for its figures.
+
+    Args:
+        counts: test pairs by community.
+        communities: those that are evaluated.
+        of_majority: test pairs of the majority, together.
 
     Raises:
         DataError: the majority has no test pairs, or none of the communities has.
     """
-    if not len(inputs.majority):
+    if not of_majority:
         raise DataError(
             "the majority has no test pairs, so what was forgotten cannot be measured; raise prepare.test_fraction"
         )
-    if not any(len(inputs.test[community]) for community in communities):
+    if not any(counts.get(community, 0) for community in communities):
         raise DataError(
             f"{', '.join(sorted(communities))}: no test pairs, nothing to measure; raise prepare.test_fraction"
         )

@@ -34,6 +34,7 @@ def run(config: Config) -> str:
 
     Raises:
         ScpoError: a stage cannot go on.
+        DataError: there are no test pairs to measure anything with; raised before anything is trained.
         TrainingError: communities failed to train; raised at the very end, when the others are in the report.
     """
     directory = RunDirectory(config.run_dir)
@@ -43,6 +44,7 @@ def run(config: Config) -> str:
     prepared = _timed(lines, "prepare", lambda: prepare.run(config))
     directory.write_file("config.yaml", dump_yaml(config).encode())
     console.print(Text(_prepared_line(prepared)))
+    _check_test_pairs(config, prepared)
     _timed(lines, "train_global", lambda: train_global.run(config))
     _timed(lines, "score", lambda: score.run(config))
     _timed(lines, "select", lambda: select.run(config)[0])
@@ -60,6 +62,15 @@ def run(config: Config) -> str:
             f"{', '.join(map(str, outcome.failed))}: not trained, for the reasons above; everything else is in {path}"
         )
     return str(path)
+
+
+def _check_test_pairs(config: Config, prepared: Manifest) -> None:
+    """What evaluation would refuse at the end, when all is trained."""
+    known, majority = prepared.statistics["communities"], prepared.statistics["majority"]
+    assert isinstance(known, dict) and isinstance(majority, list)
+    counts = {community: splits["test"] for community, splits in known.items()}
+    communities = train.communities_to_train(config, RunDirectory(config.run_dir))
+    evaluate.check_test_pairs(counts, communities, of_majority=sum(counts[name] for name in majority))
 
 
 def summary_table(lines: Sequence[StageLine]) -> Table:

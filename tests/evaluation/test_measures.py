@@ -13,7 +13,7 @@ from scpo_ray.evaluation.comparisons import compare
 from scpo_ray.evaluation.measures import Measurer, diagnostics, longer_wins
 from scpo_ray.evaluation.pairs import pooled, response_lengths
 from scpo_ray.records import SCORES, table
-from scpo_ray.stages.evaluate import Inputs, check_test_pairs
+from scpo_ray.stages.evaluate import check_test_pairs
 from tests.evaluation.pair_sets import pair_set, rewards_with, scores_of
 
 CONFIG = EvaluateConfig(num_resamples=200)
@@ -163,14 +163,12 @@ def test_pooled_pairs_keep_their_order_and_annotators():
 
 
 def test_nothing_to_measure_is_said_before_anything_is_scored():
-    pairs, empty = pair_set((1.0,)), pair_set(())
-    scores, shares = pairs.global_scores, pa.table({})
-    measured = Inputs({"Here": empty, "There": pairs}, {}, pairs, scores, shares)
-    check_test_pairs(measured, ["Here", "There"])  # one of two without test pairs stops nobody
+    counts = {"Here": 0, "There": 1}
+    check_test_pairs(counts, ["Here", "There"], of_majority=1)  # one of two without test pairs stops nobody
     with pytest.raises(DataError, match=r"^Here: no test pairs, nothing to measure; raise prepare\.test_fraction$"):
-        check_test_pairs(measured, ["Here"])
+        check_test_pairs(counts, ["Here"], of_majority=1)
     with pytest.raises(DataError, match=r"^the majority has no test pairs"):
-        check_test_pairs(Inputs({"There": pairs}, {}, empty, scores, shares), ["There"])
+        check_test_pairs(counts, ["There"], of_majority=0)
 
 
 def test_a_community_without_test_pairs_has_no_figures_and_stops_nobody():

@@ -23,7 +23,7 @@ from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, ModelError, ScpoError, StorageError, TrainingError
 from scpo_ray.records import SCORES, ModelName
-from scpo_ray.stages import prepare, recipes, score, select, train, train_global
+from scpo_ray.stages import pipeline, prepare, recipes, score, select, train, train_global
 from tests.prism_files import write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -531,3 +531,11 @@ def test_scores_of_responses_that_are_not_there(tmp_path, two_communities, tiny_
     with pytest.raises(ArtifactError, match=r"prepared: made from another .*pairs\.jsonl \(it has changed since\)"):
         select.run(config)
     assert pq.read_metadata(Path(config.run_dir, "scores/scores.parquet")).num_rows > 0
+
+
+def test_a_pipeline_without_test_pairs_trains_nothing(tmp_path, two_communities):
+    """Evaluation would refuse at the end; what is known after `prepare` is said then."""
+    config = config_for(tmp_path, two_communities, test_fraction=1e-9)
+    with pytest.raises(DataError, match=r"^the majority has no test pairs.*raise prepare\.test_fraction$"):
+        pipeline.run(config)
+    assert sorted(path.name for path in Path(config.run_dir).iterdir()) == ["config.yaml", "prepared"]
