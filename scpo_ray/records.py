@@ -160,20 +160,48 @@ class ModelName:
         return f"{self.arm}/{self.community}" + (f" #{self.replicate}" if self.replicate else "")
 
 
+_to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
 def content_id(*parts: object) -> str:
     """32 hexadecimal digits that depend on the parts' JSON form alone."""
-    payload = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(payload.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return _hash(_to_json(parts)).hexdigest()
+
+
+class ContextIds:
+    """Ids of one context and of the responses in it; its text is hashed once for all of them."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.messages = list(messages)
+        written = ",".join(f"[{_to_json(each['role'])},{_to_json(each['content'])}]" for each in messages)
+        self._begun = _hash(f"[[{written}]")
+
+    def context_id(self) -> str:
+        """What `prompt_id` is unless the source names its prompts."""
+        return self._ended("]")
+
+    def response_id(self, response: str) -> str:
+        """The id of one answer in this context."""
+        return self._ended(f",{_to_json(response)}]")
+
+    def _ended(self, rest: str) -> str:
+        state = self._begun.copy()
+        state.update(rest.encode("utf-8", "surrogatepass"))
+        return state.hexdigest()
 
 
 def context_id(context: Sequence[Message]) -> str:
-    """The id of a context: what `prompt_id` is unless the source names its prompts."""
-    return content_id([[message["role"], message["content"]] for message in context])
+    """`ContextIds.context_id` where the context has no further use."""
+    return ContextIds(context).context_id()
 
 
 def response_id(context: Sequence[Message], response: str) -> str:
-    """The id of one answer in one context."""
-    return content_id([[message["role"], message["content"]] for message in context], response)
+    """`ContextIds.response_id` where the context has no further use."""
+    return ContextIds(context).response_id(response)
+
+
+def _hash(text: str) -> "hashlib.blake2b":
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
 
 
 def table(rows: Iterable[dict], schema: pa.Schema) -> pa.Table:

@@ -21,7 +21,7 @@ import numpy as np
 
 from scpo_ray.config import AtlasConfig
 from scpo_ray.datasets.base import Dataset, DatasetBuilder
-from scpo_ray.records import ATLAS_PAIR_TRUTH, content_id, table
+from scpo_ray.records import ATLAS_PAIR_TRUTH, ContextIds, content_id, table
 
 MAJORITY = "Atlas"
 MINORITIES = ("Brevia", "Calder Isles", "Dorvia", "Østmark", "Fenland", "Garúa")
@@ -157,15 +157,14 @@ def _rate(
             if random.random() < config.noise_rate:
                 rated = random.permutation(rated)
         scores = np.clip(np.rint(50 + _SCORE_PER_UTILITY * rated), 1, 100)
-        context = [{"role": "user", "content": question}]
+        context = ContextIds([{"role": "user", "content": question}])
         prompt_id = content_id(question)
         interaction_id = content_id("atlas", annotator_id, number)
         builder.ledger.rows_read += len(responses)
         builder.ledger.rows_used += len(responses)
-        ids = [
-            builder.add_response(context=context, response=response, interaction_id=interaction_id, prompt_id=prompt_id)
-            for response in responses
-        ]
+        ids = builder.add_responses(
+            context=context, responses=responses, interaction_id=interaction_id, prompt_id=prompt_id
+        )
         for chosen, rejected in _ordered_pairs(scores, min_score_gap, builder):
             pair_id = builder.add_pair(
                 interaction_id=interaction_id,

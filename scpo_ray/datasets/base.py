@@ -1,13 +1,15 @@
 """What every adapter returns, and the ledger that accounts for every source row."""
 
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import IO
 
 import pyarrow as pa
 
-from scpo_ray.errors import DataError
-from scpo_ray.records import OPTION_SHARES, PAIRS, RESPONSES, Message, content_id, response_id, table
+from scpo_ray.errors import DataError, StorageError
+from scpo_ray.records import OPTION_SHARES, PAIRS, RESPONSES, ContextIds, content_id, table
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ _ROWS_AS_OBJECTS = 1 << 14
 
 
 class _Rows:
-    """Rows of distinct ids, packed into Arrow as they come: as Python objects they would take several times the space.
+    """Rows of distinct ids. Those of a large data set lie in a file of the folder for temporary ones, mapped into memory.
 
     Args:
         schema: the columns, the id first.
@@ -93,7 +95,8 @@ class _Rows:
         self._schema = schema
         self._identifiers: set[str] = set()
         self._newest: list[dict] = []
-        self._packed = [schema.empty_table()]
+        self._file: IO[bytes] | None = None
+        self._writer: pa.RecordBatchFileWriter | None = None
 
     def __contains__(self, identifier: str) -> bool:
         return identifier in self._identifiers
@@ -103,16 +106,35 @@ class _Rows:
         self._identifiers.add(row[self._schema.names[0]])
         self._newest.append(row)
         if len(self._newest) == _ROWS_AS_OBJECTS:
-            self._pack()
+            self._put_away()
 
     def table(self) -> pa.Table:
-        """All of them, in the order that they came in."""
-        self._pack()
-        return pa.concat_tables(self._packed)
+        """All of them, in the order that they came in; none can be added afterwards."""
+        if self._file is None or self._writer is None:
+            return table(self._newest, self._schema)
+        self._put_away()
+        self._writer.close()
+        self._file.flush()
+        with self._file, pa.memory_map(_path(self._file)) as source:
+            return pa.ipc.open_file(source).read_all()  # the file's bytes stay until the table goes
 
-    def _pack(self) -> None:
-        self._packed.append(table(self._newest, self._schema))
-        self._newest = []
+    def _put_away(self) -> None:
+        rows, self._newest = table(self._newest, self._schema), []
+        try:
+            if self._file is None or self._writer is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115
+                self._writer = pa.ipc.new_file(_path(self._file), self._schema)
+            self._writer.write_table(rows)
+        except OSError as error:
+            raise StorageError(
+                f"{tempfile.gettempdir()}: rows cannot be put there for the time being ({error.strerror or error}); "
+                "make room, or name another folder in TMPDIR"
+            ) from error
+
+
+def _path(file: IO[bytes]) -> str:
+    """What Arrow may open: a temporary file has no name, so that none is left when the process is killed."""
+    return f"/dev/fd/{file.fileno()}"
 
 
 class DatasetBuilder:
@@ -123,22 +145,27 @@ class DatasetBuilder:
         self._responses, self._pairs = _Rows(RESPONSES), _Rows(PAIRS)
         self._option_shares: list[dict] = []
 
-    def add_response(self, *, context: Sequence[Message], response: str, interaction_id: str, prompt_id: str) -> str:
-        """Return the response's id, adding it when it is new."""
-        identifier = response_id(context, response)
-        self.ledger.responses_mentioned += 1
-        if identifier not in self._responses:
-            self.ledger.responses += 1
-            self._responses.add(
-                {
-                    "response_id": identifier,
-                    "interaction_id": interaction_id,
-                    "context": list(context),
-                    "response": response,
-                    "prompt_id": prompt_id,
-                }
-            )
-        return identifier
+    def add_responses(
+        self, *, context: ContextIds, responses: Iterable[str], interaction_id: str, prompt_id: str
+    ) -> list[str]:
+        """Return the responses' ids, adding those that are new."""
+        found = []
+        for response in responses:
+            identifier = context.response_id(response)
+            self.ledger.responses_mentioned += 1
+            if identifier not in self._responses:
+                self.ledger.responses += 1
+                self._responses.add(
+                    {
+                        "response_id": identifier,
+                        "interaction_id": interaction_id,
+                        "context": context.messages,
+                        "response": response,
+                        "prompt_id": prompt_id,
+                    }
+                )
+            found.append(identifier)
+        return found
 
     def add_pair(
         self,

@@ -13,7 +13,7 @@ from scpo_ray.config import GeneralPreferencesConfig
 from scpo_ray.datasets.base import Dataset, DatasetBuilder
 from scpo_ray.datasets.files import MalformedRow, SourceRow, number_value, parsed_rows, read_rows, required, text_value
 from scpo_ray.errors import ConfigError
-from scpo_ray.records import Message, content_id, context_id
+from scpo_ray.records import ContextIds, Message, content_id
 
 ROLES = {"Human": "user", "Assistant": "assistant"}
 DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
@@ -49,13 +49,14 @@ def read(config: GeneralPreferencesConfig, *, min_score_gap: float) -> Dataset:
 
 
 def _add(builder: DatasetBuilder, comparison: _Comparison, community: str) -> None:
-    prompt_id = context_id(comparison.context)
+    context = ContextIds(comparison.context)
+    prompt_id = context.context_id()
     interaction_id = content_id("general_preferences", prompt_id, community)
-    chosen_id, rejected_id = (
-        builder.add_response(
-            context=comparison.context, response=response, interaction_id=interaction_id, prompt_id=prompt_id
-        )
-        for response in (comparison.chosen, comparison.rejected)
+    chosen_id, rejected_id = builder.add_responses(
+        context=context,
+        responses=(comparison.chosen, comparison.rejected),
+        interaction_id=interaction_id,
+        prompt_id=prompt_id,
     )
     score_chosen, score_rejected = comparison.scores or (None, None)
     builder.add_pair(

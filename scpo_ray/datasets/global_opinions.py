@@ -19,7 +19,7 @@ from itertools import combinations
 from scpo_ray.config import GlobalOpinionsConfig
 from scpo_ray.datasets.base import Dataset, DatasetBuilder, RowLedger
 from scpo_ray.datasets.files import MalformedRow, SourceRow, number_value, parsed_rows, read_rows, required, text_value
-from scpo_ray.records import Message, content_id, context_id
+from scpo_ray.records import ContextIds, content_id
 
 PRINTED_DEFAULTDICT = re.compile(r"defaultdict\(<class 'list'>, *(\{.*\})\)", re.DOTALL)
 NO_OPINION = re.compile(
@@ -109,16 +109,15 @@ def _add_question(builder: DatasetBuilder, question: _Question, min_share_gap: f
     if len(question.offered) < 2:
         builder.ledger.excluded["questions with fewer than two answers"] += 1
         return
-    context: list[Message] = [{"role": "user", "content": question.text}]
-    prompt_id = context_id(context)
+    context = ContextIds([{"role": "user", "content": question.text}])
+    prompt_id = context.context_id()
     interaction_ids = {country: content_id("global_opinions", question.text, country) for country in question.samples}
     first_interaction = next(iter(interaction_ids.values()))
-    response_ids = {
-        option: builder.add_response(
-            context=context, response=option, interaction_id=first_interaction, prompt_id=prompt_id
-        )
-        for option in question.offered
-    }
+    options = list(question.offered)
+    found = builder.add_responses(
+        context=context, responses=options, interaction_id=first_interaction, prompt_id=prompt_id
+    )
+    response_ids = dict(zip(options, found, strict=True))
     for country, samples in question.samples.items():
         shares = _shares(question.options, samples)
         builder.add_option_shares(

@@ -22,7 +22,7 @@ from scpo_ray.datasets.files import (
     text_value,
 )
 from scpo_ray.errors import ConfigError, DataError
-from scpo_ray.records import Message, content_id, context_id
+from scpo_ray.records import ContextIds, Message, content_id, context_id
 
 COLUMNS = (
     "prompt",
@@ -82,12 +82,13 @@ def read(config: PairFilesConfig, *, min_score_gap: float) -> Dataset:
 
 
 def _add(builder: DatasetBuilder, vote: _Vote, repeats: Counter[tuple[str, str, str]]) -> None:
-    interaction_id = content_id("pair_files", context_id(vote.context), vote.community, vote.annotator_id)
-    chosen_id, rejected_id = (
-        builder.add_response(
-            context=vote.context, response=response, interaction_id=interaction_id, prompt_id=vote.prompt_id
-        )
-        for response in (vote.chosen, vote.rejected)
+    context = ContextIds(vote.context)
+    interaction_id = content_id("pair_files", context.context_id(), vote.community, vote.annotator_id)
+    chosen_id, rejected_id = builder.add_responses(
+        context=context,
+        responses=(vote.chosen, vote.rejected),
+        interaction_id=interaction_id,
+        prompt_id=vote.prompt_id,
     )
     occurrence = 0
     if vote.annotator_id is None:

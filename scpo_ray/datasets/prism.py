@@ -23,7 +23,7 @@ from scpo_ray.datasets.files import (
     text_value,
 )
 from scpo_ray.errors import DataError
-from scpo_ray.records import Message, content_id, context_id
+from scpo_ray.records import ContextIds, Message, content_id
 
 EMPTY_RESPONSE = "EMPTY STRING"
 UNSTATED = "prefer not to say"
@@ -75,11 +75,21 @@ def read(config: PrismConfig, *, min_score_gap: float) -> Dataset:
     Raises:
         DataError: the folder or one of its files is missing or unreadable.
     """
+    try:
+        return _read(config, min_score_gap, in_order=True)
+    except _Scattered:
+        return _read(config, min_score_gap, in_order=False)
+
+
+class _Scattered(Exception):
+    """A conversation goes on after others: all have to be held until the end. Never seen by callers."""
+
+
+def _read(config: PrismConfig, min_score_gap: float, *, in_order: bool) -> Dataset:
     survey_rows, utterance_rows = _sources(config.path)
     builder = DatasetBuilder("prism")
     communities = _communities(survey_rows, config.community_field, builder.ledger)
-    conversations = _conversations(utterance_rows, config, communities, builder.ledger)
-    for turns in conversations.values():
+    for turns in _conversations(utterance_rows, config, communities, builder.ledger, in_order=in_order):
         _add_conversation(builder, turns, communities, config, min_score_gap)
     return builder.build()
 
@@ -133,10 +143,23 @@ def _community(fields: dict[str, Any], field: CommunityField) -> str | None:
 
 
 def _conversations(
-    rows: Iterator[SourceRow], config: PrismConfig, communities: dict[str, str | None], ledger: RowLedger
-) -> dict[str, Conversation]:
-    """Utterances by conversation and turn. Those kept are not counted as used yet: their history may be broken."""
+    rows: Iterator[SourceRow],
+    config: PrismConfig,
+    communities: dict[str, str | None],
+    ledger: RowLedger,
+    *,
+    in_order: bool,
+) -> Iterator[Conversation]:
+    """Utterances by turn, a conversation at a time. Those kept are not counted as used yet: their history may be broken.
+
+    Args:
+        in_order: each conversation's rows stand together, as in PRISM's file, so that only one is held.
+
+    Raises:
+        _Scattered: they do not.
+    """
     conversations: dict[str, Conversation] = {}
+    ended: set[str] = set()
 
     def parse(row: SourceRow) -> _Utterance:
         utterance = _utterance(row, config)
@@ -154,13 +177,20 @@ def _conversations(
         if config.balanced_subset and not utterance.is_balanced:
             ledger.rows_used += 1
             ledger.excluded["responses outside the balanced subset"] += 1
-        elif communities[utterance.user_id] is None:
+            continue
+        if communities[utterance.user_id] is None:
             ledger.rows_used += 1
             ledger.excluded[f"responses of annotators who did not state their {config.community_field}"] += 1
-        else:
-            turns = conversations.setdefault(utterance.conversation_id, {})
-            turns.setdefault(utterance.turn, []).append(utterance)
-    return conversations
+            continue
+        name = utterance.conversation_id
+        if in_order and name not in conversations:
+            if name in ended:
+                raise _Scattered
+            yield from conversations.values()
+            conversations.clear()
+            ended.add(name)
+        conversations.setdefault(name, {}).setdefault(utterance.turn, []).append(utterance)
+    yield from conversations.values()
 
 
 def _utterance(row: SourceRow, config: PrismConfig) -> _Utterance:
@@ -272,13 +302,16 @@ def _add_turn(
 ) -> None:
     """The turn's responses, and its pairs by `config.pairing`."""
     interaction_id = content_id("prism", utterances[0].interaction_id)
-    prompt_id = context_id(context)
-    ids: dict[int, str] = {}
-    for utterance in utterances:
-        builder.ledger.rows_used += 1
-        ids[utterance.line] = builder.add_response(
-            context=context, response=utterance.response, interaction_id=interaction_id, prompt_id=prompt_id
-        )
+    ids_of_context = ContextIds(context)
+    prompt_id = ids_of_context.context_id()
+    builder.ledger.rows_used += len(utterances)
+    found = builder.add_responses(
+        context=ids_of_context,
+        responses=[utterance.response for utterance in utterances],
+        interaction_id=interaction_id,
+        prompt_id=prompt_id,
+    )
+    ids = {utterance.line: identifier for utterance, identifier in zip(utterances, found, strict=True)}
     for better, worse in _preferences(utterances, chosen, config, min_score_gap, builder.ledger):
         if ids[better.line] == ids[worse.line]:
             builder.ledger.excluded["pairs of equal responses"] += 1

@@ -1,8 +1,9 @@
 """From source rows to responses, pairs and splits, every row accounted for."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from scpo_ray.core.splits import assign_splits
 from scpo_ray.datasets import atlas, general_preferences, global_opinions, pair_files, prism
 from scpo_ray.datasets.base import Dataset
 from scpo_ray.errors import ConfigError, DataError
-from scpo_ray.records import OPTION_SHARES, REJECTED_ROWS, content_id, table
+from scpo_ray.records import OPTION_SHARES, REJECTED_ROWS, RESPONSES, content_id, table
 from scpo_ray.stages import recipes
 
 _CONTEXTS_AT_ONCE = 16_384
@@ -43,12 +44,17 @@ def run(config: Config) -> Manifest:
         for dataset in datasets:
             dataset.ledger.check(config.prepare.max_rejected_share)
         pairs = pa.concat_tables([dataset.pairs for dataset in datasets])
-        responses = _unique_responses([dataset.responses for dataset in datasets])
         majority, pairs = _choose_communities(pairs, config.prepare)
         _check_unique(pairs)
         _check_training_communities(config, pc.unique(pairs["community"]).to_pylist())
-        pairs = _with_groups_and_splits(pairs, responses, config.prepare)
-        draft.write_table("responses.parquet", responses)
+        responses = _unique_responses([dataset.responses for dataset in datasets])
+        with ThreadPoolExecutor(1) as writer:
+            written = writer.submit(draft.write_table, "responses.parquet", responses)
+            prompts, num_responses = _prompts(pairs, responses), len(responses)
+            datasets = [replace(dataset, responses=RESPONSES.empty_table()) for dataset in datasets]
+            del responses  # most of what is held; it goes when it is written
+            pairs = _with_groups_and_splits(pairs, prompts, config.prepare)
+            written.result()
         draft.write_table("pairs.parquet", pairs)
         _write_ledgers(draft, datasets)
         _write_truth(draft, datasets)
@@ -56,7 +62,7 @@ def run(config: Config) -> Manifest:
         draft.write_json("majority.json", majority)  # part of the content: the global model and the metrics follow it
         leakage = count_leakage(pairs)
         draft.write_json("leakage.json", leakage)
-        draft.statistics |= _statistics(datasets, pairs, responses, majority) | {"leakage": leakage}
+        draft.statistics |= _statistics(datasets, pairs, num_responses, majority) | {"leakage": leakage}
     return directory.require(recipe.name, job="prepare")
 
 
@@ -148,9 +154,8 @@ def _choose_communities(pairs: pa.Table, config: PrepareConfig) -> tuple[list[st
     return majority, pairs
 
 
-def _with_groups_and_splits(pairs: pa.Table, responses: pa.Table, config: PrepareConfig) -> pa.Table:
+def _with_groups_and_splits(pairs: pa.Table, prompts: Mapping[str, str], config: PrepareConfig) -> pa.Table:
     """Fill `prompt_group` and `split`."""
-    prompts = _prompts(pairs, responses)
     numbers = near_duplicate_groups(list(prompts.values()), similarity=config.near_duplicate_similarity)
     members: dict[int, str] = {}
     group_of = {
@@ -179,14 +184,30 @@ def _prompts(pairs: pa.Table, responses: pa.Table) -> dict[str, str]:
     encoded = pairs["prompt_id"].combine_chunks().dictionary_encode()
     first_pairs = np.unique(encoded.indices.to_numpy(), return_index=True)[1]  # codes are given in order of appearance
     chosen = pairs["chosen_id"].take(pa.array(first_pairs))
-    rows = pc.index_in(chosen, responses["response_id"].combine_chunks())
-    prompts: dict[str, str] = {}
-    for start in range(0, len(rows), _CONTEXTS_AT_ONCE):
-        part = slice(start, start + _CONTEXTS_AT_ONCE)
-        contexts = responses["context"].take(rows[part]).to_pylist()
-        for prompt_id, context in zip(encoded.dictionary[part].to_pylist(), contexts, strict=True):
-            prompts[prompt_id] = " ".join(message["content"] for message in context if message["role"] == "user")
-    return prompts
+    rows = pc.index_in(chosen, responses["response_id"].combine_chunks()).to_numpy()
+    is_wanted = np.zeros(len(responses), dtype=bool)
+    is_wanted[rows] = True
+    texts: list[str] = []
+    passed = 0
+    for batch in responses.select(["context"]).to_batches(max_chunksize=_CONTEXTS_AT_ONCE):
+        wanted = pa.array(is_wanted[passed : passed + len(batch)])
+        texts += _of_users(batch["context"].filter(wanted)).to_pylist()
+        passed += len(batch)
+    place = np.cumsum(is_wanted) - 1
+    return {
+        prompt_id: texts[row]
+        for prompt_id, row in zip(encoded.dictionary.to_pylist(), place[rows].tolist(), strict=True)
+    }
+
+
+def _of_users(contexts: pa.ListArray) -> pa.StringArray:
+    """Each context's messages of the user, with a blank between two."""
+    messages = contexts.flatten()
+    is_user = pc.equal(messages.field("role"), "user")
+    context_of = pc.list_parent_indices(contexts).filter(is_user)
+    counts = np.bincount(context_of.to_numpy(), minlength=len(contexts))
+    ends = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    return pc.binary_join(pa.ListArray.from_arrays(ends, messages.field("content").filter(is_user)), " ")
 
 
 def _split_units(pairs: pa.Table, groups: Sequence[str], split_by: str) -> list[str]:
@@ -241,7 +262,7 @@ def _write_option_shares(draft: Draft, datasets: Sequence[Dataset], pairs: pa.Ta
 
 
 def _statistics(
-    datasets: Sequence[Dataset], pairs: pa.Table, responses: pa.Table, majority: Sequence[str]
+    datasets: Sequence[Dataset], pairs: pa.Table, num_responses: int, majority: Sequence[str]
 ) -> dict[str, object]:
     sources = {
         dataset.ledger.source: {
@@ -265,7 +286,7 @@ def _statistics(
             community: {split: counts[community, split] for split in ("train", "validation", "test")}
             for community in communities
         },
-        "num_responses": len(responses),
+        "num_responses": num_responses,
         "num_pairs": len(pairs),
         "sources": sources,
     }
