@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from benchmarks.prism import MINORITIES, write_prism
 from scpo_ray import models
@@ -24,7 +23,7 @@ from scpo_ray.artifacts import RunDirectory
 from scpo_ray.cli import dump_yaml
 from scpo_ray.config import Config, ModelConfig
 from scpo_ray.records import SCORES, ModelName
-from scpo_ray.stages import recipes
+from scpo_ray.stages import evaluate, recipes
 from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.scoring_job import cache_address, open_cache
 
@@ -76,7 +75,7 @@ def measured(place: Path, num_conversations: int) -> dict:
     _know_scores(config, Path(global_model_address(directory)), responses, seed=0)
     _run("score", file)
     row["select"] = _run("select", file)
-    _write_models(config, directory, model, responses)
+    _write_models(config, directory, model)
     row["evaluate"] = _run("evaluate", file)
     return row
 
@@ -118,19 +117,21 @@ def _know_scores(config: Config, model: Path, responses: pa.ChunkedArray, *, see
     cache.append(pa.table(columns, schema=SCORES))
 
 
-def _write_models(config: Config, directory: RunDirectory, model: Path, responses: pa.ChunkedArray) -> None:
+def _write_models(config: Config, directory: RunDirectory, model: Path) -> None:
     """A model for every community, which differs from the others in nothing but its hash, with rewards of its own."""
     config = config.model_copy(update={"rebuild": False})
+    inputs = evaluate.load_inputs(config, directory)
     for number, community in enumerate(MINORITIES):
         arm = config.select.arms[0]
-        recipe = recipes.reward_model(config, directory, arm, ModelName(arm.name, community))
+        name = ModelName(arm.name, community)
+        recipe = recipes.reward_model(config, directory, arm, name)
         with recipe.making(directory) as draft:
             for path in model.iterdir():
                 (draft.folder / path.name).write_bytes(path.read_bytes())
             settings = json.loads((draft.folder / "config.json").read_text())
             (draft.folder / "config.json").write_text(json.dumps(settings | {"community": number}))
         folder = Path(directory.path(recipe.name))
-        _know_scores(config, folder, pc.unique(responses).sort(), seed=number + 1)
+        _know_scores(config, folder, evaluate.responses_to_score(config, inputs, name), seed=number + 1)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ _to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",",
 
 def content_id(*parts: object) -> str:
     """32 hexadecimal digits that depend on the parts' JSON form alone."""
-    return _hash(_to_json(parts)).hexdigest()
+    written = ",".join(map(_to_json, parts))  # an encoder of whole lists is slower than one of texts
+    return _hash(f"[{written}]").hexdigest()
 
 
 class ContextIds:

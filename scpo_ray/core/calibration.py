@@ -4,14 +4,15 @@ A pair's label has no side of its own: which response stands first is arbitrary.
 choice, max(p, 1 - p) in [0.5, 1], is compared with how often that choice is the annotator's.
 """
 
+import math
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_expit
+from scipy.special import expit
 
 Array = np.ndarray
+_MAX_STEPS, _TOLERANCE = 100, 1e-10
 TEMPERATURE_BOUNDS = (1e-2, 1e2)
 """Where a fitted temperature is looked for, reward units per unit; a fit at a bound means that the data has no inside optimum
 (every pair right: lower; no better than chance: upper)."""
@@ -66,8 +67,14 @@ def expected_calibration_error(
     return sum(size * abs(accuracy - confidence) for confidence, accuracy, size in curve) / total
 
 
-def fit_temperature(reward_margins: Float[Array, " pairs"]) -> float:
+def fit_temperature(reward_margins: Float[Array, " pairs"], *, start: float = 1.0) -> float:
     """T > 0 that minimises -Σ log σ(margin / T): margins divided by it are log-odds that mean what they say.
+
+    Newton's method on 1/T, in which the sum is convex, kept between what is known to be below and above.
+
+    Args:
+        reward_margins: r⁺ - r⁻ of the annotator's choice.
+        start: a T to begin at.
 
     Returns:
         T in reward units, within TEMPERATURE_BOUNDS; NaN without pairs.
@@ -81,13 +88,29 @@ def fit_temperature(reward_margins: Float[Array, " pairs"]) -> float:
     if not len(reward_margins):
         return float("nan")
     margins = reward_margins.astype(np.float64)
-    low, high = np.log(TEMPERATURE_BOUNDS)
+    lowest, highest = 1 / TEMPERATURE_BOUNDS[1], 1 / TEMPERATURE_BOUNDS[0]
+    low, high = lowest * (1 - _TOLERANCE), highest * (1 + _TOLERANCE)  # the bounds themselves are not looked at yet
+    inverse = min(max(1 / start, lowest), highest)
+    for _ in range(_MAX_STEPS):
+        slope, curvature = _slopes(margins, inverse)
+        if inverse == (lowest if slope > 0 else highest) or not slope:
+            break
+        low, high = (low, inverse) if slope > 0 else (inverse, high)
+        step = slope / curvature if curvature > 0 else math.copysign(math.inf, slope)
+        following = min(max(inverse - step, lowest), highest)
+        if not low < following < high:
+            following = math.sqrt(low * high)
+        if abs(following - inverse) <= _TOLERANCE * inverse:
+            break
+        inverse = following
+    return 1 / inverse
 
-    def loss(log_temperature: float) -> float:
-        return -float(log_expit(margins * np.exp(-log_temperature)).mean())
 
-    found = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8}).x)
-    return float(np.exp(min((low, found, high), key=loss)))  # the bounded search never returns a bound itself
+def _slopes(margins: Float[Array, " pairs"], inverse: float) -> tuple[float, float]:
+    """First and second derivative of -mean log σ(margin * inverse) by `inverse`."""
+    wrong = expit(-margins * inverse)
+    weighted = margins * wrong
+    return -float(weighted.mean()), float((weighted * margins * (1 - wrong)).mean())
 
 
 def _confidence(reward_margins: Float[Array, " pairs"]) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:

@@ -104,7 +104,7 @@ def text_value(value: object, name: str) -> str:
         raise MalformedRow(f"{name} is not text", value)
     if not value.strip():
         raise MalformedRow(f"{name} is empty", value)
-    if HALF_SURROGATE.search(value):
+    if not value.isascii() and HALF_SURROGATE.search(value):
         raise MalformedRow(f"{name} holds half a surrogate pair", value)
     return value
 

@@ -39,16 +39,16 @@ def compare(
     """Difference of two models' correctness on the same pairs: interval, p-value, what could have been seen."""
     differences = ours - theirs
     estimate = cluster_bootstrap_mean(
-        differences, clusters=pairs.clusters, num_resamples=config.num_resamples, seed=seed
+        differences, clusters=pairs.cluster_codes, num_resamples=config.num_resamples, seed=seed
     )
     return {
         "difference": estimate.value,
         "low": estimate.low,
         "high": estimate.high,
         "p_value": paired_permutation_test(
-            differences, clusters=pairs.clusters, num_permutations=config.num_permutations, seed=seed
+            differences, clusters=pairs.cluster_codes, num_permutations=config.num_permutations, seed=seed
         ),
-        "detectable": minimum_detectable_effect(differences, clusters=pairs.clusters),
+        "detectable": minimum_detectable_effect(differences, clusters=pairs.cluster_codes),
         "num_pairs": estimate.num_pairs,
         "num_clusters": estimate.num_clusters,
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
 
 from scpo_ray.config import EvaluateConfig
@@ -44,6 +45,6 @@ def distance_rows(test: Mapping[str, PairSet], majority: PairSet, config: Evalua
         )
         rows.append(
             {"community": community, "value": estimate.value, "low": estimate.low, "high": estimate.high}
-            | {"num_pairs": len(pairs), "num_clusters": len(set(pairs.clusters.tolist()))}
+            | {"num_pairs": len(pairs), "num_clusters": len(np.unique(pairs.cluster_codes))}
         )
     return rows

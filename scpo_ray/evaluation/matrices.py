@@ -31,7 +31,7 @@ def transfer_rows(
     for model, scores in models.items():
         for community, pairs in test.items():
             estimate = cluster_bootstrap_mean(
-                pairs.correct(scores), clusters=pairs.clusters, num_resamples=config.num_resamples, seed=seed
+                pairs.correct(scores), clusters=pairs.cluster_codes, num_resamples=config.num_resamples, seed=seed
             )
             rows.append({"model": model, "community": community, **estimate.__dict__})
     return rows

@@ -81,13 +81,13 @@ class Measurer:
         difference = cluster_bootstrap_difference(
             mean[is_wrong],
             1 - mean[~is_wrong],
-            first_clusters=pairs.clusters[is_wrong],
-            second_clusters=pairs.clusters[~is_wrong],
+            first_clusters=pairs.cluster_codes[is_wrong],
+            second_clusters=pairs.cluster_codes[~is_wrong],
             num_resamples=self._config.num_resamples,
             seed=self._seed,
         )
         value, low, high = ((1 + number) / 2 for number in (difference.value, difference.low, difference.high))
-        estimate = Estimate(value, low, high, len(pairs), len(set(pairs.clusters.tolist())))
+        estimate = Estimate(value, low, high, len(pairs), len(np.unique(pairs.cluster_codes)))
         means = [float(values[is_wrong].mean() + values[~is_wrong].mean()) / 2 for values in correct]
         return _row("balanced", estimate, means)
 
@@ -107,7 +107,7 @@ class Measurer:
     def estimate(self, pairs: PairSet, values: np.ndarray, mask: np.ndarray | None = None) -> Estimate:
         """Mean and clustered interval."""
         return cluster_bootstrap_mean(
-            values, clusters=pairs.clusters, num_resamples=self._config.num_resamples, seed=self._seed, mask=mask
+            values, clusters=pairs.cluster_codes, num_resamples=self._config.num_resamples, seed=self._seed, mask=mask
         )
 
 

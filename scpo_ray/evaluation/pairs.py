@@ -38,10 +38,27 @@ class PairSet:
         return pc.coalesce(self.table["annotator_id"], self.table["prompt_group"]).to_numpy(zero_copy_only=False)
 
     @cached_property
+    def cluster_codes(self) -> np.ndarray:
+        """A number for each of `clusters`, from 0 in the order of their names: what the same set is grouped by, quickly."""
+        names = pc.coalesce(self.table["annotator_id"], self.table["prompt_group"]).combine_chunks().dictionary_encode()
+        rank = np.empty(len(names.dictionary), dtype=np.int64)
+        rank[pc.array_sort_indices(names.dictionary).to_numpy()] = np.arange(len(rank))
+        return rank[names.indices.to_numpy()]
+
+    @cached_property
     def response_ids(self) -> pa.Array:
         """Every response that occurs, once, sorted."""
-        both = {*self.table["chosen_id"].to_pylist(), *self.table["rejected_id"].to_pylist()}
-        return pa.array(sorted(both), pa.string())
+        return pc.unique(self._both_sides).sort()
+
+    @property
+    def _both_sides(self) -> pa.ChunkedArray:
+        """All chosen, then all rejected ones."""
+        return pa.chunked_array([*self.table["chosen_id"].chunks, *self.table["rejected_id"].chunks], pa.string())
+
+    @cached_property
+    def _known_rewards(self) -> dict[int, tuple[pa.Table, np.ndarray, np.ndarray]]:
+        """id of a table of scores -> itself, and both sides' rewards: one table is asked for them many times."""
+        return {}
 
     def rewards(self, scores: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """(chosen, rejected) rewards, float32.
@@ -49,7 +66,10 @@ class PairSet:
         Raises:
             DataError: a response has no score, or its score is not a number.
         """
-        chosen, rejected = (_by_id(scores, "reward", self.table[side]) for side in ("chosen_id", "rejected_id"))
+        if id(scores) not in self._known_rewards:
+            both = _by_id(scores, "reward", self._both_sides)
+            self._known_rewards[id(scores)] = (scores, both[: len(self)], both[len(self) :])
+        _, chosen, rejected = self._known_rewards[id(scores)]
         broken = ~(np.isfinite(chosen) & np.isfinite(rejected))
         if broken.any():
             pair = self.table["pair_id"][int(np.argmax(broken))]
@@ -71,10 +91,7 @@ class PairSet:
 
     def truncated_share(self, scores: pa.Table) -> float:
         """Share of these pairs' responses, each counted once, that a model saw cut or without all of their context."""
-        identifiers = pc.unique(
-            pa.chunked_array([*self.table["chosen_id"].chunks, *self.table["rejected_id"].chunks], pa.string())
-        )
-        is_own = pc.is_in(scores["response_id"], identifiers)
+        is_own = pc.is_in(scores["response_id"], self.response_ids)
         found = scores["truncated"].filter(is_own)
         return pc.mean(found.cast(pa.int8())).as_py() if len(found) else float("nan")
 

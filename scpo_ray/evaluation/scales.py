@@ -28,7 +28,7 @@ def scale_row(arm: str, validation: PairSet, scores: pa.Table, *, num_resamples:
     rewards = np.array(list(by_id.values()), dtype=np.float64)
     has_spread = len(rewards) > 1 and rewards.std() > 0
     low, high = (
-        _temperature_interval(margins, validation.clusters, num_resamples=num_resamples, seed=seed)
+        _temperature_interval(margins, validation.cluster_codes, num_resamples=num_resamples, seed=seed)
         if has_spread
         else (float("nan"), float("nan"))
     )
@@ -48,13 +48,14 @@ def _temperature_interval(
     margins: np.ndarray, clusters: np.ndarray, *, num_resamples: int, seed: int
 ) -> tuple[float, float]:
     """Percentile interval of the fitted temperature over resamples of whole clusters; NaN with fewer than two."""
-    names, codes = np.unique(clusters.astype(str), return_inverse=True)
-    if len(names) < 2:
+    codes = np.unique(clusters, return_inverse=True)[1]
+    if not len(codes) or not codes.max():
         return float("nan"), float("nan")
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     generator = np.random.default_rng([seed, 11])
+    start = fit_temperature(margins)
     fits = [
-        fit_temperature(margins[np.concatenate([members[index] for index in drawn])])
+        fit_temperature(margins[np.concatenate([members[index] for index in drawn])], start=start)
         for drawn in generator.integers(len(members), size=(num_resamples, len(members)))
     ]
     low, high = np.quantile(fits, [0.025, 0.975])

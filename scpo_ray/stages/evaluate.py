@@ -66,7 +66,7 @@ def run(config: Config) -> Manifest:
         ModelToScore(
             str(name),
             directory.shared_address(manifest.name),
-            _responses(config, inputs, name),
+            responses_to_score(config, inputs, name),
             dropout=config.evaluate.dropout,
         )
         for name, manifest in trained.items()
@@ -266,7 +266,7 @@ def _is_main(config: Config, name: ModelName) -> bool:
     return name.arm == config.select.strategy and name.replicate == 0
 
 
-def _responses(config: Config, inputs: Inputs, name: ModelName) -> pa.Array:
+def responses_to_score(config: Config, inputs: Inputs, name: ModelName) -> pa.Array:
     """What a model must score: its community's and the majority's pairs; all test pairs for the matrix of transfer."""
     sets = [inputs.test[name.community], inputs.majority]
     if name.community in inputs.validation:

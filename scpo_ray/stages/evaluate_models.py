@@ -172,7 +172,7 @@ def _tables(config: Config, inputs: _Inputs, scores: dict[str, pa.Table]) -> dic
             values = pairs.correct(table)
             correct.setdefault((pairs.name, "overall"), {})[model] = [values]
             estimate = cluster_bootstrap_mean(
-                values, clusters=pairs.clusters, num_resamples=config.evaluate.num_resamples, seed=config.seed
+                values, clusters=pairs.cluster_codes, num_resamples=config.evaluate.num_resamples, seed=config.seed
             )
             accuracy.append({"model": model, "community": pairs.name, **asdict(estimate)})
             measured += [

@@ -41,8 +41,6 @@ def run(config: Config) -> Manifest:
         return made
     with telemetry.stage(directory.absolute_address, "prepare"), recipe.making(directory) as draft:
         datasets = [_read(name, config) for name in config.prepare.datasets]
-        for dataset in datasets:
-            dataset.ledger.check(config.prepare.max_rejected_share)
         pairs = pa.concat_tables([dataset.pairs for dataset in datasets])
         majority, pairs = _choose_communities(pairs, config.prepare)
         _check_unique(pairs)
@@ -121,7 +119,9 @@ def _read(name: str, config: Config) -> Dataset:
         "pair_files": lambda: pair_files.read(prepare.pair_files, min_score_gap=gap),
         "general_preferences": lambda: general_preferences.read(prepare.general_preferences, min_score_gap=gap),
     }
-    return readers[name]()
+    dataset = readers[name]()
+    dataset.ledger.check(prepare.max_rejected_share)
+    return dataset
 
 
 def _unique_responses(tables: Sequence[pa.Table]) -> pa.Table:

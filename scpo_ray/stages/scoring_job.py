@@ -72,7 +72,8 @@ def score_models(
     score = config.score.model_copy(update={"precision": score_precision(config)})
     config = config.model_copy(update={"score": score})
     caches = {model.name: _cache(model, config) for model in wanted}
-    missing = {model.name: _missing(model, caches[model.name]) for model in wanted}
+    known = {model.name: caches[model.name].read() for model in wanted}
+    missing = {model.name: _missing(model.response_ids, known[model.name]) for model in wanted}
     cost = ScoringCost()
     total = sum(len(identifiers) for identifiers in missing.values())
     if total:
@@ -85,7 +86,8 @@ def score_models(
             cost.num_tokens += row["num_tokens"]
             cost.num_padded_tokens += row["num_padded_tokens"]
             on_progress(cost.num_responses, total, cost)
-    return {model.name: _ordered(caches[model.name].read(), model.response_ids) for model in wanted}, cost
+    known |= {model.name: caches[model.name].read() for model in wanted if len(missing[model.name])}
+    return {model.name: _ordered(known.pop(model.name), model.response_ids) for model in wanted}, cost
 
 
 def _dataset(wanted: Sequence[ModelToScore], missing: dict[str, pa.Array], config: Config) -> ray.data.Dataset:
@@ -226,9 +228,8 @@ def _cache(model: ModelToScore, config: Config) -> ScoreCache:
     )
 
 
-def _missing(model: ModelToScore, cache: ScoreCache) -> pa.Array:
-    known = cache.read(["response_id"])["response_id"].combine_chunks()
-    return model.response_ids.filter(pc.invert(pc.is_in(model.response_ids, known)))
+def _missing(response_ids: pa.Array, known: pa.Table) -> pa.Array:
+    return response_ids.filter(pc.invert(pc.is_in(response_ids, known["response_id"].combine_chunks())))
 
 
 def _ordered(scores: pa.Table, response_ids: pa.Array) -> pa.Table:

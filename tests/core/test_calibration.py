@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve as calibration_curve_of_sklearn
 from sklearn.linear_model import LogisticRegression
@@ -65,6 +66,21 @@ def test_temperature_is_recovered_and_mends_the_error(temperature):
     found = fit_temperature(margins)
     assert found == pytest.approx(temperature, rel=0.05)
     assert expected_calibration_error(margins / found) < 0.01
+
+
+@pytest.mark.parametrize("start", [1e-3, 1.0, 50.0])
+def test_temperature_is_what_a_search_finds_from_wherever_it_starts(start):
+    random = np.random.default_rng(3)
+    for scale in (0.01, 1.0, 300.0):
+        margins = random.normal(0.5, 1.0, size=300) * scale
+
+        def loss(log_temperature: float, margins: np.ndarray = margins) -> float:
+            return float(np.logaddexp(0, -margins * np.exp(-log_temperature)).mean())
+
+        bounds = tuple(np.log(TEMPERATURE_BOUNDS))
+        searched = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-10}).x
+        best = min((*bounds, searched), key=loss)
+        assert fit_temperature(margins, start=start) == pytest.approx(np.exp(best), rel=1e-5)
 
 
 def test_temperature_matches_logistic_regression():

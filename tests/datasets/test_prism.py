@@ -1,14 +1,15 @@
 """PRISM: exact contexts, pairs and ids of hand-made conversations, and every way in which a row is malformed."""
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from scpo_ray.config import PrismConfig
-from scpo_ray.datasets import prism
+from scpo_ray.datasets import base, prism
 from scpo_ray.datasets.base import Dataset
-from scpo_ray.errors import DataError
+from scpo_ray.errors import DataError, StorageError
 from scpo_ray.records import Message, content_id, context_id, response_id
 from tests.prism_files import write_jsonl, write_prism
 
@@ -129,6 +130,33 @@ def test_row_order_does_not_matter_for_histories(tmp_path):
     forward, backward = read(tmp_path), read(tmp_path, utterances=UTTERANCES[::-1])
     assert set(forward.responses["response_id"].to_pylist()) == set(backward.responses["response_id"].to_pylist())
     assert set(forward.pairs["pair_id"].to_pylist()) == set(backward.pairs["pair_id"].to_pylist())
+
+
+def test_a_conversation_that_goes_on_after_others_is_one(tmp_path):
+    other = [utterance("X", 10, user="u3", chosen=True), utterance("Y", 5, user="u3")]
+    survey = [*SURVEY, SURVEY[0] | {"user_id": "u3"}]
+    together = read(tmp_path, survey=survey, utterances=[*UTTERANCES, *other])
+    scattered = read(tmp_path, survey=survey, utterances=[*UTTERANCES[:4], *other, *UTTERANCES[4:]])
+    assert scattered.responses.to_pylist() == together.responses.to_pylist()
+    assert scattered.pairs.to_pylist() == together.pairs.to_pylist()
+    assert scattered.ledger == together.ledger
+
+
+def test_rows_put_into_a_file_are_the_same_rows(tmp_path, monkeypatch):
+    whole = read(tmp_path)
+    monkeypatch.setattr(base, "_ROWS_AS_OBJECTS", 2)
+    parts = read(tmp_path)
+    assert (
+        parts.responses.to_pylist() == whole.responses.to_pylist() and parts.responses.schema == whole.responses.schema
+    )
+    assert parts.pairs.to_pylist() == whole.pairs.to_pylist()
+
+
+def test_no_room_for_them_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_ROWS_AS_OBJECTS", 2)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "away"))
+    with pytest.raises(StorageError, match=r"away: rows cannot be put there .* name another folder in TMPDIR$"):
+        read(tmp_path)
 
 
 def test_without_history_the_context_is_the_last_prompt(tmp_path):
