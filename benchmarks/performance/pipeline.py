@@ -28,7 +28,7 @@ from scpo_ray.stages import score
 TRAIN = {"epochs": 1.0, "learning_rate": training.LEARNING_RATE}
 
 
-def main(folder: str, rounds: str = "5", conversations: str = "100") -> None:
+def main(folder: str, rounds: str = "5", conversations: str = "200") -> None:
     """Measure; the table on stdout, all figures in FOLDER/pipeline.json."""
     torch.set_num_threads(2)
     place = Path(folder).absolute()

@@ -1,5 +1,6 @@
 """Several ways of doing the same work, in turn: A B C, A B C, ...; medians, spreads, and a table for docs/performance.md."""
 
+import contextlib
 import json
 import platform
 import statistics
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "trl")
@@ -39,6 +40,10 @@ class Comparison:
     rounds: dict[str, list[Measured]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     """Way -> what else is to be said of it."""
+    flops: float = 0.0
+    """Of the model, for a unit of work without padding and without computing anything twice."""
+    peaks: dict[str, float] = field(default_factory=dict)
+    """Precision -> FLOPs per second of this machine's dense matrix products."""
 
     def run(self, ways: Mapping[str, Callable[[], Measured]], number: int) -> None:
         """Measure all ways in turn, `number` times; says each figure as it comes."""
@@ -55,16 +60,25 @@ class Comparison:
 
     def table(self) -> str:
         """Markdown. A ratio is the median of the rounds' ratios, with the smallest and the largest."""
-        lines = [f"| way | {self.unit}/s | beside {next(iter(self.rounds))} | |", "|---|---|---|---|"]
+        lines = [
+            f"| way | {self.unit}/s | beside {next(iter(self.rounds))} | of the peak | |",
+            "|---|---|---|---|---|",
+        ]
         first = next(iter(self.rounds.values()))
         for name, found in self.rounds.items():
             ratios = [own.rate / other.rate for own, other in zip(found, first, strict=True)]
             spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if found is not first else ""
             rate = statistics.median(one.rate for one in found)
             lines.append(
-                f"| {name} | {rate:,.1f} | {statistics.median(ratios):.2f}{spread} | {self.notes.get(name, '')} |"
+                f"| {name} | {rate:,.{1 if rate < 100 else 0}f} | {statistics.median(ratios):.2f}{spread} | "
+                f"{self._share(name, rate)} | {self.notes.get(name, '')} |"
             )
         return "\n".join(lines)
+
+    def _share(self, way: str, rate: float) -> str:
+        """Model FLOPs utilisation: of the peak of the way's precision."""
+        peak = self.peaks.get("bfloat16" if "bfloat16" in way else "float32")
+        return f"{rate * self.flops / peak:.0%}" if peak and self.flops else ""
 
     def write(self, place: Path) -> None:
         """All figures, and where they were made, as JSON."""
@@ -84,7 +98,11 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Of the packages that matter here."""
-    return {name: version(name) for name in _PACKAGES}
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def page(files: Sequence[Path]) -> str:
@@ -94,6 +112,7 @@ def page(files: Sequence[Path]) -> str:
         known = json.loads(file.read_text())
         comparison = Comparison(known["title"], known["command"], known["unit"], known["workload"])
         comparison.notes = known["notes"]
+        comparison.flops, comparison.peaks = known.get("flops", 0.0), known.get("peaks", {})
         comparison.rounds = {name: [Measured(**one) for one in found] for name, found in known["rounds"].items()}
         number = len(next(iter(comparison.rounds.values())))
         made = ", ".join(f"{name} {found}" for name, found in known["versions"].items())

@@ -1,8 +1,8 @@
 """Scoring beside the bare forward pass, beside a plain loop, and beside the published way.
 
-python -m benchmarks.performance.scoring FOLDER [ROUNDS [CONVERSATIONS [MODEL]]]
+python -m benchmarks.performance.scoring FOLDER [ROUNDS [CONVERSATIONS [MODEL [DATA]]]]
 
-MODEL (`minilm` or `llama`, workload.py) over PRISM-shaped responses, in float32 and in bfloat16. scpo_ray is the whole stage in
+MODEL over the responses of DATA (workload.py), in float32 and in bfloat16. scpo_ray is the whole stage in
 a running Ray: reading, tokens, Ray Data and its actors' start, the cache, the table. The others get tokens (the ceiling) or
 texts, and give rewards that nobody keeps; they do a part of the responses, so that a round takes minutes.
 """
@@ -10,7 +10,7 @@ texts, and give rewards that nobody keeps; they do a part of the responses, so t
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.performance.batches import rectangles
 from benchmarks.performance.rounds import Comparison, Measured
-from benchmarks.performance.workload import MODELS, bare_model, prepared, rectangles
+from benchmarks.performance.workload import DATA, MODELS, bare_model, peaks, prepared, shape_of
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config
+from scpo_ray.core.model_size import forward_flops
 from scpo_ray.formatting import Formatter
 from scpo_ray.models import load_tokenizer
 from scpo_ray.runtime import connect
@@ -58,21 +60,25 @@ class Work:
         return int(inputs["attention_mask"].sum()), self.model(**inputs).logits.squeeze(-1).tolist()
 
 
-def main(folder: str, rounds: str = "5", conversations: str = "300", model: str = "minilm") -> None:
-    """Measure; the table on stdout, all figures in FOLDER/scoring_MODEL.json."""
+def main(
+    folder: str, rounds: str = "5", conversations: str = "300", model: str = "minilm", data: str = "prism"
+) -> None:
+    """Measure; the table on stdout, all figures in FOLDER/scoring_MODEL_DATA.json."""
     torch.set_num_threads(2)
     connect()
-    work = Work(prepared(Path(folder).absolute(), int(conversations), model))
+    work = Work(prepared(Path(folder).absolute(), int(conversations), model, data))
     score.run(work.config)
     known = rewards_of(work)
     check_equal(work, known)
     stage(work, "bfloat16")
     agreement = order_kept(work, known, rewards_of(work))
     comparison = Comparison(
-        f"Scoring: {model}",
-        f"python -m benchmarks.performance.scoring FOLDER {rounds} {conversations} {model}",
+        f"Scoring: {model}, {data}",
+        f"python -m benchmarks.performance.scoring FOLDER {rounds} {conversations} {model} {data}",
         "tokens",
-        f"{MODELS[model][0]}, float32 unless it is said, responses of {conversations} PRISM-shaped conversations.",
+        f"{MODELS[model]}, float32 unless it is said, responses of {DATA[data].format(conversations=conversations)}.",
+        flops=flops_per_token(work),
+        peaks=peaks(),
         notes={
             "ceiling": "transformers' forward pass on batches without padding, tokens given",
             "ceiling, bfloat16": "the same with weights in bfloat16",
@@ -93,8 +99,16 @@ def main(folder: str, rounds: str = "5", conversations: str = "300", model: str 
         "as published": lambda: loop(work, work.interactions),
     }
     comparison.run(ways, int(rounds))
-    comparison.write(Path(folder) / f"scoring_{model}.json")
+    comparison.write(Path(folder) / f"scoring_{model}_{data}.json")
     print(comparison.table())
+
+
+def flops_per_token(work: Work) -> float:
+    """In the mean over the responses."""
+    lengths = [len(sequence.input_ids) for sequence in work.tokens_of(work.part)]
+    total = sum(lengths)
+    mean = sum(length * length for length in lengths) / total  # what attention's part grows with
+    return forward_flops(shape_of(work.config), num_tokens=total, mean_length=mean) / total
 
 
 def rewards_of(work: Work) -> dict[str, float]:
@@ -117,9 +131,9 @@ def check_equal(work: Work, known: dict[str, float]) -> None:
         np.testing.assert_allclose(found, [known[one] for one in rows["response_id"].to_pylist()], atol=1e-4)
 
 
-def stage(work: Work, precision: str) -> Measured:
+def stage(work: Work, precision: str, changes: Mapping[str, object] | None = None) -> Measured:
     """`score`, as if nothing had been scored before."""
-    config = work.config.with_settings({"score.precision": precision})
+    config = work.config.with_settings({"score.precision": precision, **(changes or {})})
     work.directory.remove("scores")
     shutil.rmtree(cache_address(config), ignore_errors=True)
     start = time.perf_counter()

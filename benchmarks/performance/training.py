@@ -1,8 +1,8 @@
 """Training beside the bare forward and backward pass, TRL's RewardTrainer, a plain loop, and the published way.
 
-python -m benchmarks.performance.training FOLDER [ROUNDS [STEPS [CONVERSATIONS [MODEL [BATCH]]]]]
+python -m benchmarks.performance.training FOLDER [ROUNDS [STEPS [CONVERSATIONS [MODEL [BATCH [DATA [LEARNING_RATE]]]]]]]
 
-MODEL (`minilm` or `llama`, workload.py) on PRISM-shaped pairs, in float32 and in bfloat16 (autocast, float32 masters), STEPS
+MODEL on the majority's pairs of DATA (workload.py), in float32 and in bfloat16 (autocast, float32 masters), STEPS
 optimiser steps of BATCH interactions. All ways see the same pairs once and update as often. scpo_ray's time is that of its
 steps, as its `metrics.json` says; what the whole stage takes on top, with the start of Ray's workers, is said beside it.
 """
@@ -21,11 +21,13 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
+from benchmarks.performance.batches import rectangles
 from benchmarks.performance.rounds import Comparison, Measured
-from benchmarks.performance.workload import MODELS, bare_model, prepared, rectangles
+from benchmarks.performance.workload import DATA, MODELS, bare_model, peaks, prepared, shape_of
 from scpo_ray import models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config
+from scpo_ray.core.model_size import training_flops
 from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.runtime import connect
 from scpo_ray.stages import prepare, train_global
@@ -35,6 +37,7 @@ from scpo_ray.training.data import load_preferences
 TRL_BATCH, LOOP_BATCH, PUBLISHED_BATCH = 8, 8, 16
 PUBLISHED_LENGTH, PUBLISHED_STEPS, CEILING_TOKENS = 512, 1, 2048
 LEARNING_RATE = 2e-5
+TEST_BATCH = 64
 
 
 @dataclass
@@ -74,14 +77,36 @@ class Work:
         return [self.sequences[pair.chosen] for pair in pairs], [self.sequences[pair.rejected] for pair in pairs]
 
     @torch.inference_mode()
-    def test_loss(self, model: PreTrainedModel) -> float:
-        """Nats per pair."""
+    def test(self, model: PreTrainedModel) -> "Learned":
+        """On the majority's test pairs."""
         model.eval()
-        rewards = {}
-        for index in {index for pair in self.held_out.preferences for index in (pair.chosen, pair.rejected)}:
-            rewards[index] = model(**self.formatter.pad([self.held_out.sequences[index]])).logits.item()
-        margins = [rewards[pair.chosen] - rewards[pair.rejected] for pair in self.held_out.preferences]
-        return -logsigmoid(torch.tensor(margins)).mean().item()
+        sequences = self.held_out.sequences
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].input_ids))
+        rewards = torch.empty(len(order))
+        for start in range(0, len(order), TEST_BATCH):
+            rows = order[start : start + TEST_BATCH]
+            rewards[rows] = model(**self.formatter.pad([sequences[row] for row in rows])).logits.squeeze(-1).float()
+        sides = torch.tensor([(pair.chosen, pair.rejected) for pair in self.held_out.preferences])
+        margins = rewards[sides[:, 0]] - rewards[sides[:, 1]]
+        return Learned(-logsigmoid(margins).mean().item(), (margins > 0).float().mean().item(), len(margins))
+
+    @property
+    def learning_rate(self) -> float:
+        """Of every way, without a schedule."""
+        return self.config.train_global.learning_rate
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a model predicts after the steps."""
+
+    loss: float
+    """Nats per pair."""
+    accuracy: float
+    num_pairs: int
+
+    def __str__(self) -> str:
+        return f"then {self.accuracy:.1%} of {self.num_pairs:,} test pairs right, loss {self.loss:.4f}"
 
 
 def main(
@@ -91,12 +116,17 @@ def main(
     conversations: str = "300",
     model: str = "minilm",
     batch_size: str = "16",
+    data: str = "prism",
+    learning_rate: str = str(LEARNING_RATE),
 ) -> None:
-    """Measure; the table on stdout, all figures in FOLDER/training_MODEL.json."""
+    """Measure; the table on stdout, all figures in FOLDER/training_MODEL_DATA.json."""
     torch.set_num_threads(2)
     connect()
-    work = make_work(Path(folder).absolute(), int(conversations), int(steps), model, int(batch_size))
-    losses: dict[str, float] = {}
+    place = Path(folder).absolute()
+    work = make_work(
+        place, int(conversations), int(steps), model, int(batch_size), data, learning_rate=float(learning_rate)
+    )
+    losses: dict[str, Learned] = {}
     stages: list[Measured] = []
     ways: dict[str, Callable[[], Measured]] = {
         "ceiling": lambda: ceiling(work, torch.float32),
@@ -109,11 +139,14 @@ def main(
         "as published": lambda: published(work),
     }
     comparison = Comparison(
-        f"Training: {model}",
-        f"python -m benchmarks.performance.training FOLDER {rounds} {steps} {conversations} {model} {batch_size}",
+        f"Training: {model}, {data}",
+        f"python -m benchmarks.performance.training FOLDER {rounds} {steps} {conversations} {model} {batch_size} {data} "
+        f"{learning_rate}",
         "pairs",
-        f"{MODELS[model][0]}, float32 unless it is said, {work.num_pairs} PRISM-shaped pairs in {steps} steps ({conversations} "
-        "conversations).",
+        f"{MODELS[model]}, float32 unless it is said, {work.num_pairs:,} pairs in {steps} steps, of "
+        f"{DATA[data].format(conversations=conversations)}.",
+        flops=flops_per_pair(work),
+        peaks=peaks(),
     )
     comparison.run(ways, int(rounds))
     steps_s = [one.seconds for name in ("scpo_ray", "scpo_ray, bfloat16") for one in comparison.rounds[name]]
@@ -121,23 +154,32 @@ def main(
     comparison.notes = {
         "ceiling": "transformers' forward and backward pass on batches without padding, each response once; no optimiser",
         "ceiling, bfloat16": "the same with weights in bfloat16",
-        "scpo_ray": f"loss on test pairs then {losses['scpo_ray']:.4f}; start and end of the stage: {start:.0f} s more",
-        "scpo_ray, bfloat16": f"`precision auto` where the processor has it; {losses['scpo_ray, bfloat16']:.4f}",
-        "TRL, bfloat16": f"the same with `bf16`; {losses['TRL, bfloat16']:.4f}",
-        "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, no checkpointing of gradients; {losses['TRL']:.4f}",
-        "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; {losses['plain loop']:.4f}",
+        "scpo_ray": f"{losses['scpo_ray']}; start and end of the stage: {start:.0f} s more",
+        "scpo_ray, bfloat16": f"`precision auto` where the processor has it; {losses['scpo_ray, bfloat16']}",
+        "TRL, bfloat16": f"the same with `bf16`; {losses['TRL, bfloat16']}",
+        "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, no checkpointing of gradients; {losses['TRL']}",
+        "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; {losses['plain loop']}",
         "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; {PUBLISHED_STEPS} of them measured",
     }
-    comparison.write(Path(folder) / f"training_{model}.json")
+    comparison.write(Path(folder) / f"training_{model}_{data}.json")
     print(comparison.table())
 
 
-def make_work(folder: Path, conversations: int, steps: int, model: str = "minilm", batch_size: int = 16) -> Work:
+def make_work(
+    folder: Path,
+    conversations: int,
+    steps: int,
+    model: str = "minilm",
+    batch_size: int = 16,
+    data: str = "prism",
+    *,
+    learning_rate: float = LEARNING_RATE,
+) -> Work:
     """Data and start model."""
-    known = prepared(folder, conversations, model)
+    known = prepared(folder, conversations, model, data)
     start = RunDirectory(known.run_dir).path("global_model")
     changes = {"model": start, "epochs": 100.0, "max_steps": steps, "batch_size": batch_size}
-    changes |= {"learning_rate": LEARNING_RATE}
+    changes |= {"learning_rate": learning_rate}
     config = Config(
         run_dir=str(folder / "training"),
         prepare=known.prepare.model_dump() | {"validation_fraction": 0.0},  # its pass would be in scpo_ray's time
@@ -147,6 +189,16 @@ def make_work(folder: Path, conversations: int, steps: int, model: str = "minilm
     return Work(config, RunDirectory(known.run_dir))
 
 
+def flops_per_pair(work: Work) -> float:
+    """In the mean over the steps: every response forwards and backwards, once."""
+    lengths = [
+        len(work.sequences[index].input_ids) for batch in work.steps for item in batch for index in item.responses
+    ]
+    total = sum(lengths)
+    mean = sum(length * length for length in lengths) / total  # what attention's part grows with
+    return training_flops(shape_of(work.config), num_tokens=total, mean_length=mean) / work.num_pairs
+
+
 def fresh(work: Work) -> PreTrainedModel:
     """The start model, in training, nothing dropped."""
     model = bare_model(work.start)
@@ -154,7 +206,7 @@ def fresh(work: Work) -> PreTrainedModel:
     return model
 
 
-def ours(work: Work, precision: str, losses: dict[str, float], stages: list[Measured]) -> Measured:
+def ours(work: Work, precision: str, losses: dict[str, Learned], stages: list[Measured]) -> Measured:
     """`train_global`."""
     if work.directory.find("global_model") is not None:
         work.directory.remove("global_model")
@@ -166,7 +218,7 @@ def ours(work: Work, precision: str, losses: dict[str, float], stages: list[Meas
         len(work.sequences[index].input_ids) for batch in work.steps for item in batch for index in item.responses
     ), "the pairs are those that the others see"
     name = "scpo_ray" if precision == "float32" else "scpo_ray, bfloat16"
-    losses[name] = work.test_loss(bare_model(work.directory))
+    losses[name] = work.test(bare_model(work.directory))
     return Measured(work.num_pairs, metrics["wall_time_s"])
 
 
@@ -183,7 +235,7 @@ def ceiling(work: Work, dtype: torch.dtype) -> Measured:
     return Measured(work.num_pairs * sum(batch.numel() for batch in batches) / wanted, seconds)
 
 
-def with_trl(work: Work, losses: dict[str, float], *, bfloat16: bool) -> Measured:
+def with_trl(work: Work, losses: dict[str, Learned], *, bfloat16: bool) -> Measured:
     """RewardTrainer with tokens made before."""
     pairs = [pair for step in work.pairs for pair in step]
     chosen, rejected = work.of_pairs(pairs)
@@ -196,7 +248,7 @@ def with_trl(work: Work, losses: dict[str, float], *, bfloat16: bool) -> Measure
         per_device_train_batch_size=TRL_BATCH,
         gradient_accumulation_steps=max(1, round(work.num_pairs / len(work.steps) / TRL_BATCH)),
         num_train_epochs=1,
-        learning_rate=LEARNING_RATE,
+        learning_rate=work.learning_rate,
         lr_scheduler_type="constant",
         max_length=None,
         gradient_checkpointing=False,
@@ -214,14 +266,14 @@ def with_trl(work: Work, losses: dict[str, float], *, bfloat16: bool) -> Measure
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    losses["TRL, bfloat16" if bfloat16 else "TRL"] = work.test_loss(model)
+    losses["TRL, bfloat16" if bfloat16 else "TRL"] = work.test(model)
     return Measured(work.num_pairs, seconds)
 
 
-def plain(work: Work, losses: dict[str, float]) -> Measured:
+def plain(work: Work, losses: dict[str, Learned]) -> Measured:
     """A loop as one writes it: pairs in batches padded to the longest, both sides in one pass."""
     model = fresh(work)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=work.learning_rate, weight_decay=0.0)
     random = np.random.default_rng(0)
     start = time.perf_counter()
     for step in work.pairs:
@@ -235,14 +287,14 @@ def plain(work: Work, losses: dict[str, float]) -> Measured:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     seconds = time.perf_counter() - start
-    losses["plain loop"] = work.test_loss(model)
+    losses["plain loop"] = work.test(model)
     return Measured(work.num_pairs, seconds)
 
 
 def published(work: Work) -> Measured:
     """Each side padded to 512 and passed by itself, an update after each batch."""
     model = fresh(work)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=work.learning_rate)
     pairs = [pair for step in work.pairs for pair in step][: PUBLISHED_STEPS * PUBLISHED_BATCH]
     start = time.perf_counter()
     for first in range(0, len(pairs), PUBLISHED_BATCH):
