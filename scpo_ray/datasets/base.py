@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -97,6 +98,8 @@ class _Rows:
         self._newest: list[dict] = []
         self._file: IO[bytes] | None = None
         self._writer: pa.RecordBatchFileWriter | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
 
     def __contains__(self, identifier: str) -> bool:
         return identifier in self._identifiers
@@ -110,16 +113,26 @@ class _Rows:
 
     def table(self) -> pa.Table:
         """All of them, in the order that they came in; none can be added afterwards."""
-        if self._file is None or self._writer is None:
+        if self._written is None:
             return table(self._newest, self._schema)
         self._put_away()
+        self._wait()
+        self._thread.shutdown()
+        assert self._file is not None and self._writer is not None
         self._writer.close()
-        self._file.flush()
         with self._file, pa.memory_map(_path(self._file)) as source:
             return pa.ipc.open_file(source).read_all()  # the file's bytes stay until the table goes
 
     def _put_away(self) -> None:
         rows, self._newest = table(self._newest, self._schema), []
+        self._wait()
+        self._written = self._thread.submit(self._write, rows)
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            self._written.result()
+
+    def _write(self, rows: pa.Table) -> None:
         try:
             if self._file is None or self._writer is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scpo_ray.config import EvaluateConfig
 from scpo_ray.core.bootstrap import cluster_bootstrap_mean
 from scpo_ray.core.communities import CommunityVariance, Votes, agreement_matrix, community_variance
-from scpo_ray.evaluation.pairs import PairSet
+from scpo_ray.evaluation.pairs import PairSet, sorted_codes
 
 TRANSFER = pa.schema(
     [
@@ -39,23 +40,17 @@ def transfer_rows(
 
 def votes_of(pairs: pa.Table, communities: Sequence[str]) -> tuple[Votes, bool]:
     """Every pair as a vote on its unordered two responses, and whether there are annotators behind them."""
-    chosen = pairs["chosen_id"].to_numpy(zero_copy_only=False)
-    rejected = pairs["rejected_id"].to_numpy(zero_copy_only=False)
+    sides = sorted_codes(pa.chunked_array([*pairs["chosen_id"].chunks, *pairs["rejected_id"].chunks], pa.string()))
+    chosen, rejected = sides[: len(pairs)], sides[len(pairs) :]
     first = chosen < rejected
-    items = np.where(first, chosen, rejected) + "|" + np.where(first, rejected, chosen)
-    number = {community: index for index, community in enumerate(communities)}
-    annotators = pairs["annotator_id"].to_pylist()
-    names = [
-        f"annotator {annotator} of {community}" if annotator is not None else f"community {community}"
-        for annotator, community in zip(annotators, pairs["community"].to_pylist(), strict=True)
-    ]
-    votes = Votes(
-        np.unique(items, return_inverse=True)[1],
-        np.array([number[community] for community in pairs["community"].to_pylist()], dtype=np.int64),
-        np.unique(names, return_inverse=True)[1],
-        first.astype(np.float64),
-    )
-    return votes, any(annotator is not None for annotator in annotators)
+    items = np.where(first, chosen, rejected) * len(sides) + np.where(first, rejected, chosen)
+    community = pc.index_in(pairs["community"], pa.array(communities, pa.string())).to_numpy().astype(np.int64)
+    annotators = pairs["annotator_id"].cast(pa.string())  # a column of nothing has no type
+    # One for all of a community without them; two of one name in two communities are two.
+    named = pc.fill_null(pc.binary_join_element_wise("annotator ", annotators, ""), "community")
+    voters = sorted_codes(pc.binary_join_element_wise(named, pairs["community"], " of "))
+    votes = Votes(np.unique(items, return_inverse=True)[1], community, voters, first.astype(np.float64))
+    return votes, annotators.null_count < len(annotators)
 
 
 def community_structure(

@@ -40,10 +40,7 @@ class PairSet:
     @cached_property
     def cluster_codes(self) -> np.ndarray:
         """A number for each of `clusters`, from 0 in the order of their names: what the same set is grouped by, quickly."""
-        names = pc.coalesce(self.table["annotator_id"], self.table["prompt_group"]).combine_chunks().dictionary_encode()
-        rank = np.empty(len(names.dictionary), dtype=np.int64)
-        rank[pc.array_sort_indices(names.dictionary).to_numpy()] = np.arange(len(rank))
-        return rank[names.indices.to_numpy()]
+        return sorted_codes(pc.coalesce(self.table["annotator_id"], self.table["prompt_group"]))
 
     @cached_property
     def response_ids(self) -> pa.Array:
@@ -117,6 +114,14 @@ class PairSet:
         """One community's part."""
         table = self.table.filter(pc.equal(self.table["community"], community))
         return PairSet(community, table, self.global_scores, self.lengths_of)
+
+
+def sorted_codes(texts: pa.ChunkedArray) -> np.ndarray:
+    """A number for each text, from 0 in the order of the different ones: np.unique's inverse, without objects. int64."""
+    encoded = texts.combine_chunks().dictionary_encode()
+    rank = np.empty(len(encoded.dictionary), dtype=np.int64)
+    rank[pc.array_sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
+    return rank[encoded.indices.to_numpy()]
 
 
 def pooled(name: str, sets: Sequence[PairSet]) -> PairSet:
