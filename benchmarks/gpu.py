@@ -91,7 +91,13 @@ def main(folder: str, size: str = "1B", rounds: str = "5", conversations: str = 
         ("training", "pairs", compared_gradients, flops_per_pair, measure_training),
     ):
         comparison = Comparison(
-            f"GPU: {part}, {size}", command, unit, f"{about} {compare(work)}", NOTES[part], flops(work), peaks
+            f"GPU: {part}, {size}",
+            command,
+            unit,
+            f"{about} {compare(work)}",
+            notes=NOTES[part],
+            flops=flops(work),
+            peaks=peaks,
         )
         measure(work, comparison, int(rounds))
         comparison.write(Path(folder) / f"gpu_{part}_{size}.json")
@@ -161,7 +167,7 @@ def prepared(folder: Path, size: str, conversations: int, device: torch.device) 
         place,
         device,
         formatter,
-        shape_of(SIZES[size], formatter.tokenizer),
+        shape_of(SIZES[size], tokenizer),
         contexts,
         responses,
         sequences,

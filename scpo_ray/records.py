@@ -160,7 +160,11 @@ class ModelName:
         return f"{self.arm}/{self.community}" + (f" #{self.replicate}" if self.replicate else "")
 
 
-_to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
+def _to_json(value: object) -> str:
+    return str(value) if type(value) is int else _encode(value)  # the encoder is quick with texts alone
 
 
 def content_id(*parts: object) -> str:

@@ -40,7 +40,7 @@ class MalformedRow(Exception):
         self.value = value
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SourceRow:
     """One row and its place. `line` counts lines in JSONL and CSV; records in JSON lists, Parquet and on the hub."""
 

@@ -41,7 +41,7 @@ SURVEY_PATHS: dict[CommunityField, tuple[tuple[str, ...], ...]] = {
 """Where the survey keeps each community field; the first path that exists counts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Utterance:
     file: str
     line: int

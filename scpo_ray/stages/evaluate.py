@@ -18,9 +18,8 @@ from scpo_ray.evaluation.opinions import OPINIONS, opinion_rows, option_ids
 from scpo_ray.evaluation.pairs import PairSet, pooled, response_lengths
 from scpo_ray.evaluation.scales import SCALES, scale_row
 from scpo_ray.records import ALL_COMMUNITIES, EVALUATION, OPTION_SHARES, ModelName
-from scpo_ray.runtime import connect, progress_bar
 from scpo_ray.stages import recipes
-from scpo_ray.stages.scoring_job import ModelToScore, score_models
+from scpo_ray.stages.scoring_job import ModelToScore, score_with_progress
 from scpo_ray.stages.train import load_trained
 
 _TEMPERATURE_RESAMPLES = 200
@@ -61,7 +60,6 @@ def run(config: Config) -> Manifest:
     inputs = load_inputs(config, directory)
     counts = {community: len(pairs) for community, pairs in inputs.test.items()}
     check_test_pairs(counts, {name.community for name in trained}, of_majority=len(inputs.majority))
-    connect(config.log_format)
     wanted = [
         ModelToScore(
             str(name),
@@ -72,10 +70,7 @@ def run(config: Config) -> Manifest:
         for name, manifest in trained.items()
     ]
     with recipe.making(directory) as draft:
-        with progress_bar("evaluate", unit="responses", run=directory.absolute_address) as bar:
-            scores, cost = score_models(
-                wanted, config, on_progress=lambda done, total, cost: bar.update(done, total, measures=cost.measures)
-            )
+        scores, cost = score_with_progress("evaluate", wanted, config)
         by_name = {name: scores[str(name)] for name in trained}
         write_tables(draft, config, inputs, by_name)
         _write_structure(draft, config, directory, list(inputs.test))

@@ -23,9 +23,8 @@ from scpo_ray.records import ALL_COMMUNITIES
 from scpo_ray.reporting.evidence import estimate_of
 from scpo_ray.reporting.model_page import ModelPage, render_models
 from scpo_ray.reporting.numbers import p_value, percent, percent_interval, points
-from scpo_ray.runtime import connect, progress_bar
 from scpo_ray.stages import prepare, recipes
-from scpo_ray.stages.scoring_job import ModelToScore, score_models
+from scpo_ray.stages.scoring_job import ModelToScore, score_with_progress
 
 NAME = "model_evaluation"
 PAGE = "models.html"
@@ -74,14 +73,9 @@ def _make(
     needed = pa.array(
         sorted({*everything["chosen_id"].to_pylist(), *everything["rejected_id"].to_pylist()}), pa.string()
     )
-    connect(config.log_format)
     with recipe.making(directory) as draft:
-        with progress_bar("evaluate", unit="responses", run=RunDirectory(config.run_dir).absolute_address) as bar:
-            scores, cost = score_models(
-                [ModelToScore(name, str(folder), needed) for name, folder in folders.items()],
-                config,
-                on_progress=lambda done, total, cost: bar.update(done, total, measures=cost.measures),
-            )
+        wanted = [ModelToScore(name, str(folder), needed) for name, folder in folders.items()]
+        scores, cost = score_with_progress("evaluate", wanted, config)
         for name, table in _tables(config, inputs, scores).items():
             draft.write_table(f"{name}.parquet", table)
         draft.statistics |= asdict(cost) | {"padding_share": round(cost.padding_share, 6), "pairs": inputs.about}

@@ -4,10 +4,9 @@ from dataclasses import asdict
 
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
-from scpo_ray.runtime import connect, progress_bar
 from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import global_model_address
-from scpo_ray.stages.scoring_job import ModelToScore, score_models
+from scpo_ray.stages.scoring_job import ModelToScore, score_with_progress
 
 
 def run(config: Config) -> Manifest:
@@ -28,15 +27,10 @@ def _make(config: Config, directory: RunDirectory, *, other: bool) -> Manifest:
     if made is not None:
         return made
     address = directory.shared_address(recipes.OTHER_RULER) if other else global_model_address(directory)
-    connect(config.log_format)
     response_ids = directory.read_table("prepared/responses.parquet", columns=["response_id"])["response_id"]
     with recipe.making(directory) as draft:
-        with progress_bar("score", unit="responses", run=directory.absolute_address) as bar:
-            tables, cost = score_models(
-                [ModelToScore(recipe.name, address, response_ids.combine_chunks())],
-                config,
-                on_progress=lambda done, total, cost: bar.update(done, total, measures=cost.measures),
-            )
+        wanted = [ModelToScore(recipe.name, address, response_ids.combine_chunks())]
+        tables, cost = score_with_progress("score", wanted, config)
         draft.write_table("scores.parquet", tables[recipe.name])
         draft.statistics |= asdict(cost) | {
             "padding_share": round(cost.padding_share, 6),

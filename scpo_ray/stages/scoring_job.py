@@ -20,6 +20,7 @@ from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config, FormatConfig, ScoreConfig
 from scpo_ray.errors import ConfigError, ScpoError
 from scpo_ray.records import SCORES
+from scpo_ray.runtime import connect, progress_bar
 from scpo_ray.score_cache import ScoreCache
 from scpo_ray.scoring_cost import ScoringCost
 
@@ -52,12 +53,7 @@ class ModelToScore:
     dropout: bool = False
 
 
-def score_models(
-    wanted: Sequence[ModelToScore],
-    config: Config,
-    *,
-    on_progress: Callable[[int, int, ScoringCost], None] = lambda done, total, cost: None,
-) -> tuple[dict[str, pa.Table], ScoringCost]:
+def score_models(wanted: Sequence[ModelToScore], config: Config) -> tuple[dict[str, pa.Table], ScoringCost]:
     """Rewards of every wanted (model, response), from the cache where it has them.
 
     Returns:
@@ -67,27 +63,54 @@ def score_models(
         ConfigError: the actors ask for more than the cluster has.
         ModelError: a model cannot be loaded, or gives rewards that are not finite.
     """
-    from scpo_ray.stages.recipes import score_precision
+    return _Scoring(wanted, config).run(lambda done, total, cost: None)
 
-    score = config.score.model_copy(update={"precision": score_precision(config)})
-    config = config.model_copy(update={"score": score})
-    caches = {model.name: _cache(model, config) for model in wanted}
-    known = {model.name: caches[model.name].read() for model in wanted}
-    missing = {model.name: _missing(model.response_ids, known[model.name]) for model in wanted}
-    cost = ScoringCost()
-    total = sum(len(identifiers) for identifiers in missing.values())
-    if total:
-        _check_resources(config.score)
-        for row in _dataset([model for model in wanted if len(missing[model.name])], missing, config).iter_rows():
-            if row["failure"] is not None:
-                raise pickle.loads(row["failure"])
-            cost.num_responses += row["num_responses"]
-            cost.num_forward_passes += row["num_forward_passes"]
-            cost.num_tokens += row["num_tokens"]
-            cost.num_padded_tokens += row["num_padded_tokens"]
-            on_progress(cost.num_responses, total, cost)
-    known |= {model.name: caches[model.name].read() for model in wanted if len(missing[model.name])}
-    return {model.name: _ordered(known.pop(model.name), model.response_ids) for model in wanted}, cost
+
+def score_with_progress(
+    stage: str, wanted: Sequence[ModelToScore], config: Config
+) -> tuple[dict[str, pa.Table], ScoringCost]:
+    """`score_models` under a progress bar, in the job's own process where the cache has everything: no Ray is started then."""
+    scoring = _Scoring(wanted, config)
+    if scoring.num_missing or config.log_format == "json":  # Ray also writes the log's lines
+        connect(config.log_format)
+    with progress_bar(stage, unit="responses", run=RunDirectory(config.run_dir).absolute_address) as bar:
+        return scoring.run(lambda done, total, cost: bar.update(done, total, measures=cost.measures))
+
+
+class _Scoring:
+    """What the cache has of what is wanted, and what is missing."""
+
+    def __init__(self, wanted: Sequence[ModelToScore], config: Config) -> None:
+        from scpo_ray.stages.recipes import score_precision
+
+        score = config.score.model_copy(update={"precision": score_precision(config)})
+        self._wanted, self._config = wanted, config.model_copy(update={"score": score})
+        self._caches = {model.name: _cache(model, self._config) for model in wanted}
+        self._known = {model.name: self._caches[model.name].read() for model in wanted}
+        self._missing = {model.name: _missing(model.response_ids, self._known[model.name]) for model in wanted}
+
+    @property
+    def num_missing(self) -> int:
+        """Responses, over all models."""
+        return sum(map(len, self._missing.values()))
+
+    def run(self, on_progress: Callable[[int, int, ScoringCost], None]) -> tuple[dict[str, pa.Table], ScoringCost]:
+        """Compute what is missing, in a Ray that is up; once."""
+        cost, total = ScoringCost(), self.num_missing
+        unfinished = [model for model in self._wanted if len(self._missing[model.name])]
+        if unfinished:
+            _check_resources(self._config.score)
+            for row in _dataset(unfinished, self._missing, self._config).iter_rows():
+                if row["failure"] is not None:
+                    raise pickle.loads(row["failure"])
+                cost.num_responses += row["num_responses"]
+                cost.num_forward_passes += row["num_forward_passes"]
+                cost.num_tokens += row["num_tokens"]
+                cost.num_padded_tokens += row["num_padded_tokens"]
+                on_progress(cost.num_responses, total, cost)
+        self._known |= {model.name: self._caches[model.name].read() for model in unfinished}
+        tables = {model.name: _ordered(self._known.pop(model.name), model.response_ids) for model in self._wanted}
+        return tables, cost
 
 
 def _dataset(wanted: Sequence[ModelToScore], missing: dict[str, pa.Array], config: Config) -> ray.data.Dataset:
