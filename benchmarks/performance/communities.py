@@ -1,10 +1,11 @@
 """What a further community costs beside its own training.
 
-python -m benchmarks.performance.communities FOLDER [CONVERSATIONS]
+python -m benchmarks.performance.communities FOLDER [CONVERSATIONS [NUMBER]]
 
-LoRA on MiniLM, a few steps for each of the seven minorities of PRISM-shaped data, one worker group, one process after
-another. A community's cost is the time between its model's manifest and the one before it, without the steps' own time as its
-`metrics.json` says: copying the base, reading and formatting pairs, DeepSpeed's engine, merging, writing.
+LoRA on MiniLM, a few steps for each of the seven minorities of PRISM-shaped data, in one worker group; with NUMBER, for so many
+countries of GlobalOpinionQA (SCPO_REAL_DATA), those with the most pairs. A community's cost is the time between its model's
+manifest and the one before it, without the steps' own time as its `metrics.json` says: copying the base, reading and formatting
+pairs, DeepSpeed's engine, merging, writing.
 """
 
 import json
@@ -12,21 +13,28 @@ import statistics
 import sys
 from pathlib import Path
 
-from benchmarks.performance.workload import prepared
+from benchmarks.performance.workload import data_settings, prepared
 from scpo_ray.artifacts import RunDirectory
+from scpo_ray.config import Config, LoraConfig
 from scpo_ray.runtime import connect
 from scpo_ray.stages import score, select, train
 
+TRAIN = {"max_steps": 4, "lora": LoraConfig(enabled=True, rank=16), "learning_rate": 1e-4, "min_pairs": 1}
 
-def main(folder: str, conversations: str = "300") -> None:
-    """Prints a line per community, keeps FOLDER/communities.json."""
+
+def main(folder: str, conversations: str = "300", number: str = "") -> None:
+    """Prints a line per community, and of how many; keeps FOLDER/communities.json."""
     place = Path(folder).absolute()
-    config = prepared(place, int(conversations))
-    lora = {"enabled": True, "rank": 16}
+    if number:
+        settings = data_settings(place, 0, "opinions") | {"communities": None}
+        config = prepared(place, 0, data=settings)
+        config = with_communities(config, most_pairs(RunDirectory(config.run_dir), int(number)))
+    else:
+        config = prepared(place, int(conversations))
     config = config.model_copy(
         update={
             "select": config.select.model_copy(update={"controls": ()}),
-            "train": type(config.train).model_validate({"max_steps": 4, "lora": lora, "learning_rate": 1e-4}),
+            "train": config.train.model_copy(update=TRAIN),
             "rebuild": True,
         }
     )
@@ -39,7 +47,23 @@ def main(folder: str, conversations: str = "300") -> None:
         print(f"{name}: {training:.1f} s of steps, {overhead:.1f} s beside them")
     rest = [overhead for _, overhead in list(found.values())[1:]]
     print(f"second to last: {statistics.median(rest):.2f} s in the median, {max(rest):.2f} s at most")
+    for start in range(0, len(rest), 16):
+        part = rest[start : start + 16]
+        print(f"{start + 2} to {start + 1 + len(part)}: {statistics.median(part):.2f} s in the median")
     (place / "communities.json").write_text(json.dumps(found, indent=1))
+
+
+def most_pairs(directory: RunDirectory, number: int) -> list[str]:
+    """Communities beside the majority."""
+    statistics_of = directory.require("prepared", job="prepare").statistics
+    known, majority = statistics_of["communities"], statistics_of["majority"]
+    assert isinstance(known, dict) and isinstance(majority, list)
+    return sorted(known.keys() - set(majority), key=lambda name: -known[name]["train"])[:number]
+
+
+def with_communities(config: Config, communities: list[str]) -> Config:
+    """Trained are these."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"communities": tuple(communities)})})
 
 
 def overheads(directory: RunDirectory) -> dict[str, tuple[float, float]]:

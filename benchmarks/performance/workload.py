@@ -30,17 +30,17 @@ DATA = {
 EXPERIMENTS = {"opinions": "global_opinions", "votes": "votes"}
 
 
-def prepared(folder: Path, conversations: int, model: str = "minilm", data: str = "prism") -> Config:
+def prepared(folder: Path, conversations: int, model: str = "minilm", data: str | dict = "prism") -> Config:
     """A run with data and a global model with a new head, after one step; made once.
 
     Args:
         conversations: of the PRISM-shaped data.
         model: of MODELS.
-        data: of DATA; the real ones lie in the folder that SCPO_REAL_DATA names.
+        data: of DATA (the real ones lie in the folder that SCPO_REAL_DATA names), or settings of `prepare`.
     """
     config = Config(
         run_dir=str(folder / "run"),
-        prepare=data_settings(folder, conversations, data),
+        prepare=data if isinstance(data, dict) else data_settings(folder, conversations, data),
         train_global=model_settings(folder, model) | {"max_steps": 1, "batch_size": 2, "precision": "float32"},
         score={"precision": "float32"},
     )
