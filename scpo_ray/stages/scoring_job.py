@@ -6,11 +6,12 @@ import, are imported where a model is used.
 
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -114,13 +115,21 @@ class _Scoring:
 
 
 def _dataset(wanted: Sequence[ModelToScore], missing: dict[str, pa.Array], config: Config) -> ray.data.Dataset:
-    """One row of costs per scored window: (model, row group) -> missing responses -> windows -> actors."""
-    reader = _ReadMissing(RunDirectory(config.run_dir).absolute_address, missing)
-    work = [{"model": model.name, "row_group": group} for model in wanted for group in range(reader.num_row_groups())]
-    score = config.score
+    """One row of costs per scored window: (model, rows of a row group) -> their texts -> actors."""
+    directory, score = RunDirectory(config.run_dir), config.score
+    with directory.open_parquet(RESPONSES_FILE) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    known = directory.read_table(RESPONSES_FILE, columns=["response_id"])["response_id"].combine_chunks()
+    work = [
+        {"model": model.name, "row_group": group, "rows": rows.tolist()}
+        for model in wanted
+        for group, rows in windows(
+            model.response_ids, missing[model.name], known, sizes, window=score.window, num_scorers=score.num_scorers
+        )
+    ]
     return (
         ray.data.from_items(work, override_num_blocks=len(work))
-        .map_batches(reader, batch_format="pyarrow", batch_size=1)
+        .map_batches(_ReadRows(directory.absolute_address), batch_format="pyarrow", batch_size=1)
         .map_batches(
             ScoringActor,
             fn_constructor_kwargs={
@@ -131,7 +140,7 @@ def _dataset(wanted: Sequence[ModelToScore], missing: dict[str, pa.Array], confi
                 "cache_dir": cache_address(config),
             },
             batch_format="pyarrow",
-            batch_size=score.window,
+            batch_size=None,  # a window as it is: small ones would be put together again
             num_cpus=score.cpus_per_scorer,
             num_gpus=score.gpus_per_scorer,
             compute=ray.data.ActorPoolStrategy(size=score.num_scorers),
@@ -139,22 +148,51 @@ def _dataset(wanted: Sequence[ModelToScore], missing: dict[str, pa.Array], confi
     )
 
 
-class _ReadMissing:
-    """Reads a row group of the responses and keeps what a model is still to score. One small task, no model library."""
+_WINDOWS_PER_SCORER = 4
 
-    def __init__(self, run_address: str, missing: dict[str, pa.Array]) -> None:
-        self._run_address, self._missing = run_address, ray.put(missing)
 
-    def num_row_groups(self) -> int:
-        """Row groups of the responses: the unit of reading and of spreading work over scorers."""
-        with RunDirectory(self._run_address).open_parquet(RESPONSES_FILE) as file:
-            return file.num_row_groups
+def windows(
+    wanted: pa.Array, missing: pa.Array, known: pa.Array, sizes: Sequence[int], *, window: int, num_scorers: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """What is scored at once: the missing ones of up to `window` wanted rows of a row group; smaller where several scorers share
+    few rows. Where windows end does not depend on what is missing, so that a job that goes on batches as it would have.
+
+    Args:
+        wanted, missing: response ids, the latter among the former.
+        known: all ids, in the order of the file.
+        sizes: rows of its row groups.
+
+    Returns:
+        (row group, row numbers in it) of every window that misses something.
+    """
+    rows = np.sort(pc.index_in(wanted, known).drop_null().to_numpy())
+    is_missing = np.zeros(len(known), dtype=bool)
+    is_missing[pc.index_in(missing, known).drop_null().to_numpy()] = True
+    if num_scorers > 1:
+        window = min(window, max(1, -(-len(rows) // (num_scorers * _WINDOWS_PER_SCORER))))
+    first = 0
+    for group, size in enumerate(sizes):
+        begin, end = np.searchsorted(rows, [first, first + size])
+        for start in range(begin, end, window):
+            part = rows[start : min(start + window, end)]
+            part = part[is_missing[part]]
+            if len(part):
+                yield group, part - first
+        first += size
+
+
+class _ReadRows:
+    """Reads rows of the responses for a model. No model library."""
+
+    def __init__(self, run_address: str) -> None:
+        self._run_address = run_address
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        (model,), (group,) = batch["model"].to_pylist(), batch["row_group"].to_pylist()
+        ((model, group, numbers),) = zip(
+            *(batch[name].to_pylist() for name in ("model", "row_group", "rows")), strict=True
+        )
         with RunDirectory(self._run_address).open_parquet(RESPONSES_FILE) as file:
-            rows = file.read_row_group(group, columns=["response_id", "context", "response"])
-        rows = rows.filter(pc.is_in(rows["response_id"], ray.get(self._missing)[model]))
+            rows = file.read_row_group(group, columns=["response_id", "context", "response"]).take(pa.array(numbers))
         return rows.append_column("model", pa.array([model] * len(rows), pa.string()))
 
 
