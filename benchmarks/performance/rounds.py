@@ -70,7 +70,7 @@ class Comparison:
             spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if found is not first else ""
             rate = statistics.median(one.rate for one in found)
             lines.append(
-                f"| {name} | {rate:,.{1 if rate < 100 else 0}f} | {statistics.median(ratios):.2f}{spread} | "
+                f"| {name} | {rate:,.{0 if rate >= 100 else 1 if rate >= 10 else 2}f} | {statistics.median(ratios):.2f}{spread} | "
                 f"{self._share(name, rate)} | {self.notes.get(name, '')} |"
             )
         return "\n".join(lines)
