@@ -69,8 +69,9 @@ class Comparison:
             ratios = [own.rate / other.rate for own, other in zip(found, first, strict=True)]
             spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if found is not first else ""
             rate = statistics.median(one.rate for one in found)
+            digits = 0 if rate >= 100 else 1 if rate >= 10 else 2
             lines.append(
-                f"| {name} | {rate:,.{0 if rate >= 100 else 1 if rate >= 10 else 2}f} | {statistics.median(ratios):.2f}{spread} | "
+                f"| {name} | {rate:,.{digits}f} | {statistics.median(ratios):.2f}{spread} | "
                 f"{self._share(name, rate)} | {self.notes.get(name, '')} |"
             )
         return "\n".join(lines)

@@ -422,12 +422,15 @@ class TestForeignRunDirectory:
             prepare.run(config)
 
 
-def prepare_job(run_dir: Path, *, file_size_limit: int | None) -> subprocess.CompletedProcess[str]:
+def prepare_job(
+    run_dir: Path, *, file_size_limit: int | None, interactions: int = 8
+) -> subprocess.CompletedProcess[str]:
     def limit() -> None:
         if file_size_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
 
     options = ["--run_dir", str(run_dir), "--prepare.atlas.num_prompts", "60"]
+    options += ["--prepare.atlas.interactions_per_annotator", str(interactions)]
     return subprocess.run(
         [sys.executable, "jobs/prepare.py", *options],
         cwd=ROOT,
@@ -441,6 +444,14 @@ def prepare_job(run_dir: Path, *, file_size_limit: int | None) -> subprocess.Com
 
 
 class TestFullDisk:
+    def test_where_rows_of_large_data_wait(self, tmp_path):
+        run_dir = tmp_path / "runs" / "run"
+        full = prepare_job(run_dir, file_size_limit=100_000, interactions=16)
+        (line,) = full.stderr.strip().splitlines()
+        assert full.returncode == 1 and "rows cannot be put there" in line and "File too large" in line
+        assert line.endswith("make room, or name another folder in TMPDIR")
+        assert files_below(tmp_path / "runs") == []
+
     def test_in_mid_write(self, tmp_path):
         run_dir = tmp_path / "runs" / "run"
         full = prepare_job(run_dir, file_size_limit=100_000)
