@@ -3,6 +3,7 @@
 scpo_ray cluster up clusters/local.yaml       a Ray cluster on this machine, token authentication on
 scpo_ray cluster down clusters/local.yaml     ends it
 scpo_ray runs runs                            run directories: their stages, what is made, what it took and cost
+scpo_ray verify runs/demo                     reads every artifact of a run: is its content what its manifest says?
 """
 
 import argparse
@@ -10,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from scpo_ray.cli import run
+from scpo_ray.errors import ArtifactError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for device in ("cpu", "gpu"):
         runs.add_argument(f"--{device}-price", type=_price, default=0.0, help=f"of an hour of a {device.upper()} (0)")
     runs.set_defaults(do=_runs)
+    verify = commands.add_parser("verify", help="read every artifact: is its content what its manifest says?")
+    verify.add_argument("run_dir", nargs="+", help="a run directory; s3:// and gs:// too")
+    verify.set_defaults(do=_verify)
     arguments = parser.parse_args(argv)
     run(lambda: arguments.do(arguments))
 
@@ -59,6 +64,19 @@ def _runs(arguments: argparse.Namespace) -> None:
             ledger.Prices(arguments.cpu_price, arguments.gpu_price),
         )
     )
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from scpo_ray import ledger
+
+    wrong = []
+    for folder in arguments.run_dir:
+        for run_dir in ledger.runs_in(folder):
+            number, found = ledger.verify(run_dir)
+            wrong += found
+            print(f"{run_dir}: {number - len(found)} of {number} artifacts are as they were made")
+    if wrong:
+        raise ArtifactError(f"{'; '.join(wrong)}; delete these folders and rerun what made them")
 
 
 def _up(arguments: argparse.Namespace) -> None:

@@ -29,6 +29,8 @@ from scpo_ray.errors import ArtifactError, StorageError
 from scpo_ray.records import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
+"""A model's card, which later stages write anew; a manifest does not say how long it is."""
 ROW_GROUP_SIZE = 8_192
 """Rows of a Parquet file that are read together."""
 _HOST = re.sub(r"\W", "-", socket.gethostname())
@@ -52,6 +54,8 @@ class Manifest:
     packages: Mapping[str, str] = field(default_factory=dict)
     reserved: Mapping[str, float] = field(default_factory=dict)
     """CPU and GPU that its making held at one time; empty where it was made in the job's own process."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each file, so that one that was cut short or deleted is noticed without reading any."""
     schema_version: int = SCHEMA_VERSION
     created: str = ""
 
@@ -82,8 +86,29 @@ class RunDirectory:
         """The artifact's manifest, or None where there is no complete artifact.
 
         Raises:
-            ArtifactError: the manifest is unreadable or has another schema version.
+            ArtifactError: the manifest is unreadable or has another schema version, or a file is not as long as it says.
         """
+        manifest = self.manifest(name)
+        damage = manifest and self.damage(name, manifest)
+        if damage:
+            raise ArtifactError(f"{damage}; delete the folder {self.path(name)} and rerun")
+        return manifest
+
+    def damage(self, name: str, manifest: Manifest) -> str | None:
+        """The first file that is missing or has another length than when it was made, in words."""
+        folder = f"{self._root}/{name}"
+        with storage_errors(self.path(name)):
+            infos = self._filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
+        sizes = {info.path.removeprefix(f"{folder}/"): info.size for info in infos if info.type == pafs.FileType.File}
+        for file, size in manifest.files.items():
+            if file not in sizes:
+                return f"{self.path(name)}/{file}: is missing"
+            if sizes[file] != size:
+                return f"{self.path(name)}/{file}: has {sizes[file]:,} bytes, its manifest says {size:,}"
+        return None
+
+    def manifest(self, name: str) -> Manifest | None:
+        """As `find`, without a look at the files."""
         path = f"{self._root}/{name}/{MANIFEST}"
         with storage_errors(path):
             if self._filesystem.get_file_info(path).type == pafs.FileType.NotFound:
@@ -290,6 +315,9 @@ class Recipe:
                 statistics=draft.statistics,
                 packages=_package_versions(),
                 reserved=self.reserved,
+                files={
+                    str(path.relative_to(folder)): path.stat().st_size for path in files_in(folder) if path.name != CARD
+                },
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
@@ -328,10 +356,15 @@ def local_copy(address: str) -> Path:
     return RunDirectory(place).fetch(name)
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Every file below a folder, the manifest left out, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
 def hash_folder(folder: Path) -> str:
     """SHA-256 over the names and bytes of every file below a folder, the manifest left out."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+    for path in files_in(folder):
         digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):

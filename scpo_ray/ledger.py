@@ -1,12 +1,16 @@
-"""What runs there are, how far each is and what it cost: read from the manifests, on any storage; nothing is kept beside them."""
+"""What runs there are, how far each is, what it cost and whether it is whole: read from the manifests, on any storage; nothing
+is kept beside them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
-from scpo_ray.artifacts import Manifest, RunDirectory
+from scpo_ray import model_files
+from scpo_ray.artifacts import Manifest, RunDirectory, hash_folder
 from scpo_ray.errors import ArtifactError
+from scpo_ray.stages.global_model import global_model_folder
+from scpo_ray.stages.recipes import GLOBAL_MODEL
 
 STAGES = {
     "prepare": ("prepared",),
@@ -41,6 +45,8 @@ class StageRecord:
     run: str
     stage: str
     num_artifacts: int
+    damage: str
+    """The first file that is not as it was made, in words; "" where all are."""
     is_unfinished: bool
     """Something is checkpointed that no artifact has come of: it is at work, or was stopped."""
     finished: str
@@ -88,14 +94,15 @@ def runs_in(root: str) -> list[str]:
 def records(address: str) -> list[StageRecord]:
     """Of every stage that has left something."""
     run, found = RunDirectory(address), []
-    has_ruler = run.find("global_model") is not None
+    has_ruler = run.manifest("global_model") is not None
     for stage, folders in STAGES.items():
-        manifests = [manifest for folder in folders for manifest in _manifests(run, folder, _DEEPEST)]
+        places = [place for folder in folders for place in _artifacts(run, folder, _DEEPEST)]
         unfinished = _is_begun(run, stage)
         if stage in ("train_global", "train"):
             unfinished = unfinished and has_ruler == (stage == "train")
-        if manifests or unfinished:
-            found.append(_record(address, stage, manifests, unfinished))
+        if places or unfinished:
+            damage = next(filter(None, (run.damage(*place) for place in places)), "")
+            found.append(_record(address, stage, [manifest for _, manifest in places], damage, unfinished))
     return found
 
 
@@ -104,7 +111,7 @@ def _is_begun(run: RunDirectory, stage: str) -> bool:
     if stage == "tune":
         searches = [name for name in run.names("tune") if not name.startswith(".")]
         return any(
-            "trials" in run.names(f"tune/{name}") and run.find(f"tune/{name}/result") is None for name in searches
+            "trials" in run.names(f"tune/{name}") and run.manifest(f"tune/{name}/result") is None for name in searches
         )
     folder = _UNFINISHED.get(stage)
     return folder is not None and any(not name.startswith(".") for name in run.names(folder))
@@ -121,7 +128,7 @@ def table(addresses: Sequence[str], prices: Prices = Prices()) -> Table:
             shown.add_row(
                 "" if place else address,
                 record.stage,
-                "unfinished" if record.is_unfinished else "made",
+                "damaged" if record.damage else "unfinished" if record.is_unfinished else "made",
                 record.finished.replace("T", " ").removesuffix("Z"),
                 str(record.num_artifacts),
                 f"{record.wall_time_s:,.1f} s",
@@ -133,11 +140,34 @@ def table(addresses: Sequence[str], prices: Prices = Prices()) -> Table:
     return shown
 
 
-def _record(address: str, stage: str, manifests: list[Manifest], is_unfinished: bool) -> StageRecord:
+def verify(address: str) -> tuple[int, list[str]]:
+    """Read every artifact of a run to its last byte.
+
+    Returns:
+        Number of artifacts, and those whose content is not what their manifest says, in words.
+    """
+    run, found = RunDirectory(address), []
+    places = [place for folders in STAGES.values() for folder in folders for place in _artifacts(run, folder, _DEEPEST)]
+    for name, manifest in places:
+        damage = run.damage(name, manifest)
+        if damage is None and not _is_as_made(run, name, manifest):
+            damage = f"{run.path(name)}: another content than its manifest says"
+        found += [damage] if damage else []
+    return len(places), found
+
+
+def _is_as_made(run: RunDirectory, name: str, manifest: Manifest) -> bool:
+    """Of a model configuration, tokenizer and weights are hashed, wherever they lie; of all else every file."""
+    folder = global_model_folder(run) if name == GLOBAL_MODEL else run.fetch(name)
+    return manifest.content_hash in (hash_folder(folder), model_files.content_hash(folder))
+
+
+def _record(address: str, stage: str, manifests: list[Manifest], damage: str, is_unfinished: bool) -> StageRecord:
     return StageRecord(
         address,
         stage,
         len(manifests),
+        damage,
         is_unfinished,
         max((manifest.created for manifest in manifests), default=""),
         sum(_seconds(manifest) for manifest in manifests),
@@ -157,15 +187,15 @@ def _seconds(manifest: Manifest) -> float:
 
 def _is_run(run: RunDirectory) -> bool:
     names = run.names("")
-    return "config.yaml" in names or any(run.find(folder) is not None for folder in ("prepared", "global_model"))
+    return "config.yaml" in names or any(run.manifest(folder) is not None for folder in ("prepared", "global_model"))
 
 
-def _manifests(run: RunDirectory, folder: str, depth: int) -> Iterator[Manifest]:
-    """Of the folder, if it is an artifact, else of those in it."""
-    manifest = run.find(folder)
+def _artifacts(run: RunDirectory, folder: str, depth: int) -> Iterator[tuple[str, Manifest]]:
+    """The folder, if it is an artifact, else those in it."""
+    manifest = run.manifest(folder)
     if manifest is not None:
-        yield manifest
+        yield folder, manifest
     elif depth:
         for name in run.names(folder):
             if not name.startswith(".") and name not in _NOT_RESULTS:
-                yield from _manifests(run, f"{folder}/{name}", depth - 1)
+                yield from _artifacts(run, f"{folder}/{name}", depth - 1)

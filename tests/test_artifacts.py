@@ -123,6 +123,36 @@ def test_removed_is_gone(run):
     run.remove(RECIPE.name)
 
 
+def _damage(run: RunDirectory, name: str, content: bytes | None) -> None:
+    path = f"{run._root}/{RECIPE.name}/{name}"
+    run._filesystem.delete_file(path)
+    if content is not None:
+        with run._filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+
+
+@pytest.mark.parametrize("content", [None, b"PAR1"], ids=["deleted", "cut short"])
+def test_a_file_that_is_not_as_it_was_made_is_refused(run, content):
+    _make(run)
+    size = run.find(RECIPE.name).files["rows.parquet"]
+    _damage(run, "rows.parquet", content)
+    said = "is missing" if content is None else f"has 4 bytes, its manifest says {size:,}"
+    with pytest.raises(ArtifactError, match=rf"scored/global/rows.parquet: {said}; delete the folder .*scored/global "):
+        RECIPE.is_made(run, rebuild=True)
+    _make(run)
+    assert RECIPE.is_made(run, rebuild=False) is not None
+
+
+def test_files_below_are_watched_and_others_may_come(run):
+    _make(run)
+    with run._filesystem.open_output_stream(f"{run._root}/{RECIPE.name}/notes.txt") as stream:
+        stream.write(b"mine")
+    assert RECIPE.is_made(run, rebuild=False) is not None
+    _damage(run, "inner/value.json", b"{}")
+    with pytest.raises(ArtifactError, match=r"inner/value.json: has 2 bytes"):
+        run.require(RECIPE.name, job="score")
+
+
 KILLED = """
 import sys, os, signal
 from scpo_ray.artifacts import RunDirectory

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from scpo_ray import model_files
 from scpo_ray.__main__ import main
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.errors import ArtifactError
@@ -84,3 +85,47 @@ def test_what_was_stopped_is_told_apart(tmp_path):
         pass
     found = {record.stage: record.is_unfinished for record in records(str(tmp_path))}
     assert found == {"sft": True, "tune": True}
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """An artifact of files, and one that is a model."""
+    (tmp_path / "config.yaml").write_text("")
+    run = RunDirectory(str(tmp_path))
+    with Recipe("prepared", "prepare", {}, {}, 0).making(run) as draft:
+        draft.write_json("rows.json", [1, 2, 3])
+    with Recipe("global_model", "train_global", {}, {}, 0).making(run) as draft:
+        for name in ("config.json", "model.safetensors", "metrics.json"):
+            draft.write_json(name, {"of": name})
+        draft.content_hash = model_files.content_hash(draft.folder)
+    return tmp_path
+
+
+def test_verify_reads_what_only_has_the_right_length(small_run, capsys):
+    main(["verify", str(small_run)])
+    assert "2 of 2 artifacts are as they were made" in capsys.readouterr().out
+    weights = small_run / "global_model/model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b"m", b"n"))
+    assert [record.damage for record in records(str(small_run))] == ["", ""], "no file is read for the ledger"
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(small_run)])
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert "1 of 2 artifacts" in shown.out
+    assert f"{small_run}/global_model: another content than its manifest says; delete" in shown.err
+
+
+def test_what_is_damaged_is_shown_and_the_others_are_too(small_run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    (small_run / "prepared/rows.json").unlink()
+    main(["runs", str(small_run)])
+    shown = capsys.readouterr().out
+    assert re.search(r"prepare\s+│ damaged", shown) and re.search(r"train_global\s+│ made", shown)
+    with pytest.raises(SystemExit):
+        main(["verify", str(small_run)])
+    assert "prepared/rows.json: is missing" in capsys.readouterr().err
+
+
+def test_verify_reads_a_whole_pipeline(controlled_run, capsys):
+    main(["verify", controlled_run.run_dir])
+    assert re.search(r": (\d+) of \1 artifacts", capsys.readouterr().out)
