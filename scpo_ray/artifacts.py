@@ -378,7 +378,7 @@ def storage_errors(place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = error.strerror or str(error).splitlines()[0][:300]
         if error.errno in _OUT_OF_SPACE:
             remedy = "nothing of it was kept; free space and rerun, finished work is not repeated"
         else:

@@ -22,8 +22,8 @@ from scpo_ray.stages.needs import JOBS, needs_of
 from scpo_ray.stages.train import model_names
 from scpo_ray.training.task import check_checkpoint_dir, checkpoints_of, newest_checkpoint, refuse_other_layout
 
-_STORAGE_S = 4
-"""After which a bucket that cannot be reached is refused."""
+_STORAGE_S = 2
+"""For which Google's client tries a bucket again."""
 
 
 def passed(config: Config, job: str) -> bool:

@@ -1,5 +1,6 @@
 """`ray job submit`, for real: to two nodes that ask for a token, with the run directory on S3."""
 
+import os
 import secrets
 import subprocess
 import sys
@@ -172,3 +173,23 @@ def test_health_checks_ask_for_no_token(two_nodes):
     for port in local_cluster.agent_ports(two_nodes.config).values():
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/local_raylet_healthz", timeout=30) as answer:
             assert answer.status == 200 and b"success" in answer.read()
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_store_that_is_not_there_is_refused_in_five_seconds_of_the_whole_command(s3, scheme):
+    nowhere = f"http://127.0.0.1:{local_cluster.free_port()}"
+    environment = os.environ | {"AWS_ENDPOINT_URL": nowhere, "CLOUD_STORAGE_EMULATOR_ENDPOINT": nowhere}
+    variable = "AWS_ENDPOINT_URL" if scheme == "s3" else "CLOUD_STORAGE_EMULATOR_ENDPOINT"
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "jobs/pipeline.py", "--run_dir", f"{scheme}://runs/run", "--dry-run"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert time.monotonic() - start < 5
+    assert done.returncode == 1
+    said = f"{scheme}://runs/run: {nowhere.removeprefix('http://')}: Connection refused; check the network"
+    assert done.stderr == f"scpo_ray: error: {said}, or name another endpoint ({variable})\n"
