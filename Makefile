@@ -43,7 +43,7 @@ audit sbom: $(INSTALLED)
 	test -x $(TOOLS)/pip-audit || { $(PYTHON) -m venv $(TOOLS:/bin=) && $(TOOLS)/pip install --quiet pip-audit cyclonedx-bom; }
 	$($@)
 
-audit = $(BIN)/pip freeze --exclude-editable | $(TOOLS)/pip-audit --no-deps --disable-pip --requirement /dev/stdin
+audit = $(BIN)/pip freeze --exclude-editable | sed "s/+cpu//" | $(TOOLS)/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin
 sbom = $(TOOLS)/cyclonedx-py environment $(BIN)/python --output-file sbom.json
 
 clean:

@@ -9,10 +9,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import ray
+import ray.exceptions
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from scpo_ray import telemetry
+from scpo_ray.errors import ClusterError
 
 _LOG_WIDTH = 140
 """Characters of tables where no terminal says how many it has, as in a job's log."""
@@ -33,6 +35,9 @@ def connect(log_format: Literal["text", "json"] = "text") -> None:
 
     Args:
         log_format: json: every process of the job, this one too, writes structured lines to its log (`telemetry`).
+
+    Raises:
+        ClusterError: there is no cluster at the address, it refuses the token, or none starts here in time.
     """
     if ray.is_initialized():
         return
@@ -40,15 +45,33 @@ def connect(log_format: Literal["text", "json"] = "text") -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, **logs)
+        with _as_cluster_errors(os.environ["RAY_ADDRESS"], "check RAY_ADDRESS, RAY_AUTH_MODE and the token"):
+            ray.init(log_to_driver=False, logging_level=logging.WARNING, **logs)
     else:
         for name, value in LAPTOP_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **logs)
+        with _as_cluster_errors("Ray on this machine", "end what else takes its processors and memory, and rerun"):
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **logs)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the stages have their own, in responses and steps
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _as_cluster_errors(place: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"{place}: {_first_line(error)}; {remedy}") from error
+    except Exception as error:
+        if type(error) is not Exception:  # Ray has no class of its own for a node that does not start in time
+            raise
+        raise ClusterError(f"{place}: {_first_line(error)}; {remedy}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 _ENVIRONMENT = {

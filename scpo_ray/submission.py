@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from scpo_ray.config.section import holds_key
@@ -51,7 +52,7 @@ def submit(job: str, settings: Sequence[str], *, address: str | None = None, mem
 def _client(address: str | None) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
             f"{address or 'RAY_API_SERVER_ADDRESS'}: no job server to be reached ({reason}); give its address, and "
@@ -69,7 +70,7 @@ def _submit_patiently(client: JobSubmissionClient, entrypoint: str, metadata: di
                 metadata=metadata,
                 entrypoint_memory=int(memory_gib * 2**30) or None,
             )
-        except RuntimeError as error:
+        except (RuntimeError, AuthenticationError) as error:
             if "No available agent" not in str(error) or attempt + 1 == _ATTEMPTS:
                 raise ClusterError(f"{entrypoint}: not accepted ({' '.join(str(error).split())[:300]})") from error
             time.sleep(_FIRST_WAIT_S * 2**attempt)
