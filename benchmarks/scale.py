@@ -2,19 +2,18 @@
 
 python -m benchmarks.scale RUN_DIR [RUN_DIR ...]      # runs made on this machine, by CPU
 
-Prints tables. The first compares what the model says with what the runs' manifests say that was computed,
-and in which time; the others are arithmetic.
+Prints tables. The first compares the plans, as they were before anything had been scored, with what the runs' manifests say
+that was computed, and in which time; the others are arithmetic.
 """
 
-import statistics
-import sys
+import argparse
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from scpo_ray import hardware
+from scpo_ray import hardware, ledger
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.capacity import capacity
 from scpo_ray.config import Config
@@ -29,8 +28,9 @@ from scpo_ray.core.model_size import (
     synchronization_bytes,
     training_flops,
 )
+from scpo_ray.core.project_cost import World, project_cost
 from scpo_ray.precision import resolved_precision
-from scpo_ray.stages.estimate import read_data, reward_shape
+from scpo_ray.stages.estimate import STAGES
 from scpo_ray.stages.plan import estimate
 
 GIB, TIB = 2**30, 2**40
@@ -40,94 +40,55 @@ MODELS = {
     "70B": TransformerShape(80, 8192, 28672, 64, 8, 128, 128256),
 }
 """Llama 3's shapes."""
-PRICE_PER_GPU_HOUR = 3.0
 LORA_RANK = 16
 PPO_STEPS, PPO_RESPONSES, PROMPT_TOKENS, RESPONSE_TOKENS = 200, 256, 200, 256
 NETWORK_BYTES_PER_S = 50e9
 """400 Gbit/s between nodes."""
 
 
-@dataclass(frozen=True)
-class World:
-    """Preference data of many communities, in PRISM's proportions."""
-
-    num_communities: int
-    pairs_per_community: int = 2000
-    pairs_per_interaction: int = 6
-    responses_per_interaction: int = 4
-    tokens_per_response: int = 450
-    train_share: float = 0.7
-
-    @property
-    def responses_per_community(self) -> float:
-        """Over all splits."""
-        return self.pairs_per_community / self.pairs_per_interaction * self.responses_per_interaction
-
-
-def main(*run_dirs: str) -> None:
+def main(*run_dirs: str, pairs: float, price: float) -> None:
     """Every table, on stdout."""
     print("## Against finished runs\n")
-    print("| run | stage | tokens, predicted / measured | seconds, predicted / measured | of the peak |")
+    print("| run | stage | tokens, planned / counted | seconds, planned / taken | of the peak |")
     print("|---|---|---|---|---|")
-    utilizations: dict[str, list[float]] = {"scoring": [], "training": []}
     for run_dir in run_dirs:
-        for row, kind, utilization in checked(run_dir):
-            print(f"{row} {utilization:.0%} |")
-            utilizations[kind].append(utilization)
-        print("".join(f"{row}\n" for row in checked_policies(run_dir)), end="")
-    for kind, found in utilizations.items():
-        if found:
-            print(
-                f"\n{kind}: {statistics.median(found):.0%} of the peak in the median ({min(found):.0%} to {max(found):.0%})"
-            )
+        print("".join(f"{row}\n" for row in (*checked(run_dir), *checked_policies(run_dir))), end="")
     print("\n## On paper\n")
     print("\n".join(memory_table()))
     print()
-    print("\n".join(hours_table()))
+    print("\n".join(hours_table(pairs, price)))
     print()
     print("\n".join(policies_table()))
 
 
-def checked(run_dir: str) -> Iterator[tuple[str, str, float]]:
-    """Stages of a run: (row, scoring or training, share of the peak that it reached)."""
+def checked(run_dir: str) -> Iterator[str]:
+    """Stages of a run beside the plan that `--dry-run` shows before anything is scored: nothing that the run has counted
+    is known to it."""
     config = Config.model_validate(_settings(run_dir))
-    directory = RunDirectory(run_dir)
-    data = read_data(config, directory, batching=config.train.batching)
-    assert data is not None
-    together = read_data(config, directory, batching=config.train_global.batching, pooled=data.majority)
-    assert together is not None
-    shape = reward_shape(config, directory)
-    name = Path(run_dir).name
-    found = directory.find("scores")
-    if found is not None and int(str(found.statistics["num_cached"])) == 0:
-        tokens = data.num_responses * data.mean_tokens
-        flops = forward_flops(shape, num_tokens=tokens, mean_length=data.mean_tokens)
-        peak = hardware.cpu(bfloat16=resolved_precision(config.score.precision, on_gpu=False) == "bfloat16")
-        seconds = flops / peak.flops / peak.scoring_utilization
-        yield (
-            _row(name, "score", tokens, found.statistics["num_tokens"], seconds, found.wall_time_s),
-            "scoring",
-            flops / (peak.flops * found.wall_time_s),
-        )
-    for address in ["global_model", *(f"reward_models/{each}" for each in directory.names("reward_models"))]:
-        manifest = directory.find(address)
-        if manifest is None or "num_tokens" not in manifest.statistics:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "prepared").symlink_to(Path(run_dir, "prepared").absolute())
+        before = RunDirectory(folder)
+        planned = {stage: estimate(config, before, stage, capacity()) for stage in STAGES}
+    peaks = {
+        "score": config.score,
+        "evaluate": config.score,
+        "train": config.train,
+        "train_global": config.train_global,
+    }
+    for record in ledger.records(run_dir):
+        plan = planned.get(record.stage)
+        if plan is None or plan.seconds is None or not record.num_tokens:
             continue
-        train = config.train_global if address == "global_model" else config.train
-        measured = float(str(manifest.statistics["num_tokens"]))
-        wall = float(str(manifest.statistics["wall_time_s"]))
-        predicted = measured
-        if address == "global_model":
-            predicted = sum(together.training_responses.values()) * train.epochs * data.mean_tokens
-        rank = train.lora.rank if train.lora.enabled else None
-        flops = training_flops(shape, num_tokens=measured, mean_length=data.mean_tokens, lora_rank=rank)
-        peak = hardware.cpu(bfloat16=resolved_precision(train.precision, on_gpu=False) == "bfloat16")
-        seconds = flops / peak.flops / peak.training_utilization
-        yield _row(name, address, predicted, measured, seconds, wall), "training", flops / (peak.flops * wall)
+        bfloat16 = resolved_precision(peaks[record.stage].precision, on_gpu=False) == "bfloat16"
+        reached = plan.flops * record.num_tokens / plan.num_tokens / record.wall_time_s
+        row = _row(
+            Path(run_dir).name, record.stage, plan.num_tokens, record.num_tokens, plan.seconds, record.wall_time_s
+        )
+        yield f"{row} {reached / hardware.cpu(bfloat16=bfloat16).flops:.0%} |"
 
 
 def checked_policies(run_dir: str) -> Iterator[str]:
-    """PPO of a run, all policies together. What is predicted is at most: every response as long as it may be."""
+    """PPO of a run, all policies together. What is planned is at most: every response as long as it may be."""
     config, directory = Config.model_validate(_settings(run_dir)), RunDirectory(run_dir)
     names = directory.names("policies")
     planned = estimate(config, directory, "ppo", capacity()) if names else None
@@ -143,9 +104,10 @@ def _settings(run_dir: str) -> dict:
     return yaml.safe_load(Path(run_dir, "config.yaml").read_text()) | {"run_dir": run_dir}
 
 
-def _row(run: str, stage: str, predicted: float, measured: object, seconds: float, wall: float) -> str:
-    real = float(str(measured))
-    return f"| {run} | {stage} | {predicted:,.0f} / {real:,.0f} ({predicted / real - 1:+.1%}) | {seconds:.1f} / {wall:.1f} |"
+def _row(run: str, stage: str, planned: float, counted: float, seconds: float, wall: float) -> str:
+    errors = planned / counted - 1, seconds / wall - 1
+    tokens, time = f"{planned:,.0f} / {counted:,.0f}", f"{seconds:.1f} / {wall:.1f}"
+    return f"| {run} | {stage} | {tokens} ({errors[0]:+.0%}) | {time} ({errors[1]:+.0%}) |"
 
 
 def memory_table() -> Iterator[str]:
@@ -174,29 +136,23 @@ def memory_table() -> Iterator[str]:
         )
 
 
-def hours_table() -> Iterator[str]:
-    """One pipeline, H100 hours."""
+def hours_table(pairs: float, price: float) -> Iterator[str]:
+    """Reward models of every community, H100 hours."""
     device = hardware.GPUS["H100"]
+    speeds = {
+        "scoring_flops_per_s": device.flops * device.scoring_utilization,
+        "training_flops_per_s": device.flops * device.training_utilization,
+    }
     yield "| communities | model | score once | train, full | train, LoRA | evaluate | sum, LoRA | price | on disk, full / LoRA |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for number in (7, 50, 195):
-        world = World(number)
         for name, shape in MODELS.items():
-            length = world.tokens_per_response
-            tokens = number * world.responses_per_community * length
-            forward = forward_flops(shape, num_tokens=tokens, mean_length=length)
-            trained = {"num_tokens": tokens * world.train_share, "mean_length": length, "checkpointing": True}
-            scoring, training = (
-                device.flops * share * 3600 for share in (device.scoring_utilization, device.training_utilization)
-            )
-            score, evaluate = forward / scoring, forward * (1 - world.train_share) * 2 / scoring
-            full = training_flops(shape, **trained) / training
-            lora = training_flops(shape, **trained, lora_rank=LORA_RANK) / training
-            total = score + lora + evaluate
-            disk = (4 * shape.num_parameters * number / TIB, 4 * shape.num_adapter_parameters(LORA_RANK) * number / TIB)
+            world = World(number, pairs_per_community=pairs)
+            full, lora = (project_cost(shape, world, **speeds, lora_rank=rank) for rank in (None, LORA_RANK))
             yield (
-                f"| {number} | {name} | {score:,.1f} h | {full:,.1f} h | {lora:,.1f} h | {evaluate:,.1f} h | {total:,.1f} | "
-                f"${total * PRICE_PER_GPU_HOUR:,.0f} | {disk[0]:,.2f} / {disk[1]:.3f} TiB |"
+                f"| {number} | {name} | {lora.scoring_hours:,.1f} h | {full.training_hours:,.1f} h | "
+                f"{lora.training_hours:,.1f} h | {lora.evaluation_hours:,.1f} h | {lora.hours:,.1f} | "
+                f"${lora.price(price):,.0f} | {full.adapter_bytes / TIB:,.2f} / {lora.adapter_bytes / TIB:.3f} TiB |"
             )
 
 
@@ -234,4 +190,9 @@ def policies_table() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dirs", nargs="*", help="finished runs that were made on this machine, by CPU")
+    parser.add_argument("--pairs", type=float, default=2000, help="of a community (%(default)g)")
+    parser.add_argument("--price", type=float, default=3.0, help="of an H100's hour (%(default)g)")
+    arguments = parser.parse_args()
+    main(*arguments.run_dirs, pairs=arguments.pairs, price=arguments.price)

@@ -134,10 +134,31 @@ def _score(config: Config, directory: RunDirectory, data: Data, capacity: Capaci
 
 
 def _evaluate(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
-    """Every model reads the responses of validation and test pairs: those that no training pair has."""
-    num_models = len(communities_of(config, data)) * len(config.select.arms) * config.train.num_seeds
-    share = 1 - sum(data.training_responses.values()) / max(data.num_responses, 1)
-    return _scoring(config, directory, num_models * data.num_responses * max(share, 0.0), data, capacity)
+    """A model reads its community's validation and test pairs and the majority's test pairs, the main arm's all test pairs; each
+    response once. Options that were asked about are not counted apart: most are in these pairs."""
+    held_out = directory.read_table(
+        "prepared/pairs.parquet",
+        columns=["community", "split", "chosen_id", "rejected_id"],
+        filters=pc.field("split").isin(["validation", "test"]),
+    )
+    tested = _distinct_responses(held_out.filter(pc.equal(held_out["split"], "test")))
+    of_majority = set().union(*(tested.get(name, set()) for name in data.majority))
+    all_tested, own = set().union(*tested.values()), _distinct_responses(held_out)
+    num_others = len(config.select.arms) * config.train.num_seeds - 1
+    number = 0
+    for name in communities_of(config, data):
+        mine = own.get(name, set())
+        number += len(all_tested) + len(mine - all_tested) + num_others * (len(of_majority) + len(mine - of_majority))
+    return _scoring(config, directory, number, data, capacity)
+
+
+def _distinct_responses(pairs: pa.Table) -> dict[str, set[str]]:
+    """Community -> responses of its pairs."""
+    found: dict[str, set[str]] = {}
+    for name in pc.unique(pairs["community"]).to_pylist():
+        of_community = pairs.filter(pc.equal(pairs["community"], name))
+        found[name] = set(of_community["chosen_id"].to_pylist()).union(of_community["rejected_id"].to_pylist())
+    return found
 
 
 def _scoring(config: Config, directory: RunDirectory, num_responses: float, data: Data, capacity: Capacity) -> Estimate:
