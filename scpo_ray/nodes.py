@@ -33,6 +33,11 @@ def can_grow() -> bool:
     return len(all_nodes()) > sum(node["Alive"] for node in ray.nodes())
 
 
+def draining() -> frozenset[str]:
+    """Ids of nodes that will be taken away: preempted, or drained by who operates the cluster."""
+    return frozenset(ray._private.state.state.get_draining_nodes())
+
+
 def _to_be_added(alive: list[Node]) -> list[Node]:
     found: list[Node] = []
     for kind, number in _kinds():

@@ -7,23 +7,31 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
+from scpo_ray import nodes
 from scpo_ray.errors import WorkerError
 
 _LIMIT_S = 1800.0
 
 
 class Failures:
-    """How many deaths of actors a run has seen, and how many it bears."""
+    """How many deaths of actors a run has seen, and how many it bears. Those that a notice announced are borne anyhow."""
 
     def __init__(self, most: int) -> None:
-        self._most, self.seen = most, []
+        self._most, self.seen, self._are_announced = most, [], False
+
+    def watch(self) -> bool:
+        """Ask, between two steps, whether a node is to be taken away; deaths until the next time are then no failures."""
+        self._are_announced = bool(nodes.draining())
+        return self._are_announced
 
     def note(self, who: str) -> None:
-        """One more.
+        """One more, unless it was announced.
 
         Raises:
             WorkerError: it was one too many.
         """
+        if self._are_announced:
+            return
         self.seen.append(who)
         if len(self.seen) > self._most:
             raise WorkerError(

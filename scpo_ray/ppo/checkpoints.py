@@ -1,13 +1,17 @@
 """Where an unfinished policy is kept: what learners hold, and beside it what the controller must remember."""
 
+import math
 import shutil
+import time
 from pathlib import Path
 
 from scpo_ray.artifacts import Recipe, RunDirectory, storage_errors
 from scpo_ray.config import LearnerConfig
+from scpo_ray.ppo.actors import Failures
 from scpo_ray.ppo.learners import Learners
 from scpo_ray.training.task import checkpoints_of, newest_checkpoint, refuse_other_layout
 
+_UNDER_NOTICE_S = 10.0
 FOLDERS = {"sft": "sft_checkpoints", "ppo": "policy_checkpoints"}
 """Stage -> where in the run directory; apart from reward models' checkpoints, which go when all of those are trained."""
 
@@ -22,7 +26,12 @@ class PolicyCheckpoints:
     """A folder of `step_N`, of which the newest counts. Its name holds the recipe, so another config never finds it."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._saved = folder, -math.inf
+
+    def is_due(self, step: int, *, every: int, failures: Failures) -> bool:
+        """After `step` steps: every so many, and under notice that a node goes, as often as 10 s allow."""
+        is_announced = failures.watch()
+        return step % every == 0 or (is_announced and time.monotonic() - self._saved >= _UNDER_NOTICE_S)
 
     def newest(self) -> Path | None:
         """The last complete checkpoint."""
@@ -59,6 +68,7 @@ class PolicyCheckpoints:
         if (self._folder / name).exists():
             return
         learners.save(str(self._folder / name), state)
+        self._saved = time.monotonic()
         for path in self._folder.glob("step_*"):
             if path.name < name:
                 shutil.rmtree(path, ignore_errors=True)

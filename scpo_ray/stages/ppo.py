@@ -319,7 +319,10 @@ class Controller:
                     measures=step_metrics.measures(self.history[self._num_restored :])
                     | {"deaths_total": len(self.crew.failures.seen) - self._deaths_before},
                 )
-                if self.step % self.ppo.checkpoint_every_steps == 0 and self.step < self.ppo.num_steps:
+                every, failures = self.ppo.checkpoint_every_steps, self.crew.failures
+                if self.step < self.ppo.num_steps and self.checkpoints.is_due(
+                    self.step, every=every, failures=failures
+                ):
                     self.checkpoints.save(self.crew.learners, self.step, self._state())
 
     @property

@@ -169,13 +169,18 @@ def _teach(
                     community=", ".join(lesson.communities),
                 )
             )
-            return _teach_from_checkpoint(config, learners, lesson, checkpoints, bar)
+            return _teach_from_checkpoint(config, learners, lesson, checkpoints, bar, failures)
         except LearnerDied:
             failures.note("learner")
 
 
 def _teach_from_checkpoint(
-    config: Config, learners: Learners, lesson: Lesson, checkpoints: PolicyCheckpoints, bar: Bar
+    config: Config,
+    learners: Learners,
+    lesson: Lesson,
+    checkpoints: PolicyCheckpoints,
+    bar: Bar,
+    failures: Failures,
 ) -> Taught:
     sft, number = config.sft, len(lesson.sequences.responses)
     num_steps = num_optimizer_steps(
@@ -198,7 +203,8 @@ def _teach_from_checkpoint(
         )
         losses.append(learners.imitate(sequences, rows, learning_rate=rate))
         bar.update(len(losses), num_steps, note=f"loss {losses[-1]:.3f}", measures={"loss": losses[-1]})
-        if len(losses) % sft.checkpoint_every_steps == 0 and len(losses) < num_steps:
+        due = {"every": sft.checkpoint_every_steps, "failures": failures}
+        if len(losses) < num_steps and checkpoints.is_due(len(losses), **due):
             checkpoints.save(learners, len(losses), {"losses": losses, "seconds": time.monotonic() - start})
     return Taught(losses, time.monotonic() - start)
 

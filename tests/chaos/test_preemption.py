@@ -14,12 +14,14 @@ from scpo_ray.local_cluster import end_node, start_node
 from tests.chaos.faults import RAY, submitted
 from tests.clusters import Cluster
 from tests.conftest import TINY
+from tests.stages.policy_runs import FIRST, SETTINGS, small_config
 
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.slow,
 ]
 NUM_STEPS = 1000
+NUM_POLICY_STEPS = 40
 
 
 def test_notice_brings_a_checkpoint_and_is_no_failure(two_nodes, tmp_path):
@@ -49,11 +51,45 @@ def test_notice_brings_a_checkpoint_and_is_no_failure(two_nodes, tmp_path):
     assert not list((tmp_path / "run/checkpoints").glob("*/step_*"))
 
 
+def test_notice_brings_a_policys_checkpoint_and_is_no_failure(two_nodes, tmp_path):
+    """One learner on each node, beside an engine and a scorer; no checkpoint is due, and no failure is allowed."""
+    ppo = SETTINGS["ppo"] | {
+        "communities": [FIRST],
+        "num_steps": NUM_POLICY_STEPS,
+        "prompts_per_step": 8,
+        "checkpoint_every_steps": 10 * NUM_POLICY_STEPS,
+        "max_failures": 0,
+        "cpus_per_engine": 1.5,
+        "cpus_per_learner": 1.0,
+    }
+    train = SETTINGS["train"] | {"communities": [FIRST], "num_seeds": 1, "epochs": 1}
+    config = small_config(str(tmp_path / "run"), ppo=ppo, train=train)
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    for job in ("prepare", "train_global", "score", "select", "train", "sft", "ppo"):
+        command = ["python", f"jobs/{job}.py", "--config", str(tmp_path / "config.yaml")]
+        with submitted(two_nodes, command) as (run, output):
+            if job == "ppo":
+                await_(run, lambda: any(Path(config.run_dir).glob("logs/policies/*/tensorboard/*")))  # steps begin
+                time.sleep(3)
+                saved_at = take_away(two_nodes, run, tmp_path / "run", "policy_checkpoints")
+            run.wait(300)
+            assert run.returncode == 0, output.read_text()
+    directory = RunDirectory(config.run_dir)
+    (name,) = directory.names("policies")
+    steps = directory.read_json(f"policies/{name}/metrics.json")["steps"]
+    assert 0 < saved_at < NUM_POLICY_STEPS == len(steps)
+
+
 def notice(two_nodes: Cluster, run: subprocess.Popen, run_dir: Path) -> int:
     """Tell Ray once the training is on its way; take the node when a checkpoint is there; the checkpoint's step."""
-    second = two_nodes.config.nodes[-1].name
     await_(run, lambda: len(list(run_dir.glob("logs/stacks/*/rank_*.txt"))) == 2)  # both ranks train
     time.sleep(3)
+    return take_away(two_nodes, run, run_dir, "checkpoints")
+
+
+def take_away(two_nodes: Cluster, run: subprocess.Popen, run_dir: Path, folder: str) -> int:
+    """The second node, with notice; the step of the checkpoint that the notice brought."""
+    second = two_nodes.config.nodes[-1].name
     drain = ["drain-node", "--address", f"127.0.0.1:{two_nodes.config.port}", "--node-id", node_id(two_nodes)]
     drain += [
         "--reason",
@@ -64,8 +100,8 @@ def notice(two_nodes: Cluster, run: subprocess.Popen, run_dir: Path) -> int:
         "60",
     ]
     subprocess.run([RAY, *drain], env=two_nodes.environment, check=True, capture_output=True, timeout=60)
-    await_(run, lambda: any(run_dir.glob("checkpoints/*/step_*")))
-    step = max(int(path.name.removeprefix("step_")) for path in run_dir.glob("checkpoints/*/step_*"))
+    await_(run, lambda: any(run_dir.glob(f"{folder}/*/step_*")))
+    step = max(int(path.name.removeprefix("step_")) for path in run_dir.glob(f"{folder}/*/step_*"))
     end_node(two_nodes.config, second, at_once=True)
     start_node(two_nodes.config, second, environment=two_nodes.environment)
     return step

@@ -20,6 +20,7 @@ from scpo_ray.config import Config
 from scpo_ray.config.cluster import NodeShape
 from scpo_ray.errors import ArtifactError, StorageError
 from scpo_ray.stages import preflight
+from tests.chaos.faults import Schedule, disturb, left_over
 from tests.clusters import JOB_S, RAY, ROOT, Cluster, cluster, submit
 from tests.conftest import FINISHED
 
@@ -77,6 +78,18 @@ def test_the_pipeline_submitted_to_two_nodes_makes_what_it_makes_here(two_nodes,
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("nothing: it is made") == 6
     assert hashes(f"{s3}/demo", finished_run) == found
+
+
+def test_a_pipeline_whose_worker_and_driver_are_killed_makes_the_same(two_nodes, options, tmp_path, finished_run):
+    """One short fault of each kind; tests/chaos has all kinds, on a schedule."""
+    run_dir = tmp_path / "run"
+    command = ["python", "jobs/pipeline.py", *options, "--run_dir", str(run_dir)]
+    schedule = Schedule(3, num_faults=2, mean_gap_s=3.0, kinds=("worker", "driver"))
+    outcome = disturb(two_nodes, command, run_dir, schedule)
+    assert sorted(fault.kind for fault in outcome.faults) == ["driver", "worker"]
+    assert outcome.submissions == 2 and outcome.lost == []
+    assert hashes(str(run_dir), finished_run) == hashes(finished_run.run_dir, finished_run)
+    assert left_over(two_nodes, command, run_dir) == []
 
 
 def test_jobs_one_after_another_with_what_they_are_written_down(two_nodes, s3, options):

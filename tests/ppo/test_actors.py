@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scpo_ray import nodes
 from scpo_ray.errors import WorkerError
 from scpo_ray.ppo.actors import Failures, Pool
 from scpo_ray.ppo.hanging import EndsIfHung
@@ -90,3 +91,21 @@ def test_a_call_that_hangs_is_a_death_and_says_where_it_stood(ray_cluster, tmp_p
     said = [text for path in logs.glob("worker-*.err") if "Timeout (0:00:02)!" in (text := path.read_text())]
     assert len(said) == 1 and "in hang_once" in said[0]
     pool.stop()
+
+
+def test_deaths_that_a_notice_announced_are_no_failures(monkeypatch):
+    going: set[str] = {"a node"}
+    monkeypatch.setattr(nodes, "draining", lambda: frozenset(going))
+    failures = Failures(0)
+    assert failures.watch()
+    failures.note("learner")
+    going.clear()
+    failures.note("rollout engine 0")  # it went together with the node, which is in no list any more
+    assert failures.seen == []
+    assert not failures.watch()  # a step went well without it
+    with pytest.raises(WorkerError, match="max_failures is 0"):
+        failures.note("learner")
+
+
+def test_no_node_drains_unless_it_is_told_to(ray_cluster):
+    assert nodes.draining() == frozenset()

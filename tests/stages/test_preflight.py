@@ -301,6 +301,8 @@ def test_tokens_are_counted_from_the_data(controlled_run):
     assert found.num_tokens == pytest.approx(sum(trained["num_tokens"] for trained in rulers), rel=0.1)
     scored = directory.read_table("scores/scores.parquet")["num_tokens"].to_pylist()  # by both
     assert estimate(controlled_run, directory, "score", LAPTOP).num_tokens == pytest.approx(2 * sum(scored))
+    read = directory.require("evaluation", job="evaluate").statistics["num_responses"]
+    assert estimate(controlled_run, directory, "evaluate", LAPTOP).num_tokens == pytest.approx(read * data.mean_tokens)
 
 
 def test_a_policys_tokens_are_at_least_those_that_it_took(policy_run):
