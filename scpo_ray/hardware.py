@@ -20,8 +20,8 @@ class Device:
     float32_flops: float | None = None
     """As `flops`, without tensor cores, as torch multiplies float32; None: `flops` are of that already."""
     scoring_utilization: float = 0.4
-    """Share of `flops` that scoring reaches; assumed, as the next one, but for a CPU's training: there it is the median of ten
-    trainings of a MiniLM (27% to 36%, `python -m benchmarks.scale`)."""
+    """Share of `flops` that scoring reaches; assumed, as the next one, but for CPUs: there both are what a MiniLM reaches on
+    GlobalOpinionQA (docs/performance.md)."""
     training_utilization: float = 0.3
 
 
@@ -47,16 +47,23 @@ def gpu(accelerator: str | None, *, bfloat16: bool) -> Device | None:
 
 @functools.cache
 def cpu(*, bfloat16: bool) -> Device:
-    """This machine's cores together, by a quick product of matrices and a quick sum (0.1 s)."""
+    """This machine's cores together, by products of matrices and a quick sum (0.5 s)."""
     dtype, size = torch.bfloat16 if bfloat16 else torch.float32, 1024
     left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     best = 0.0
-    end = time.perf_counter() + 0.1
+    end = time.perf_counter() + 0.5  # long enough to be undisturbed once: other tenants halve the speed for moments
     while time.perf_counter() < end:
         start = time.perf_counter()
         torch.mm(left, right)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return Device("this CPU", best, None, _bytes_per_second(), scoring_utilization=0.5, training_utilization=0.32)
+    scoring, training = _CPU_UTILIZATION[dtype]
+    return Device(
+        "this CPU", best, None, _bytes_per_second(), scoring_utilization=scoring, training_utilization=training
+    )
+
+
+_CPU_UTILIZATION = {torch.float32: (0.63, 0.51), torch.bfloat16: (0.44, 0.29)}
+"""In scoring and in training (see `Device`). Products in bfloat16 are faster, what lies between them is not."""
 
 
 def _bytes_per_second() -> float:
