@@ -85,7 +85,14 @@ def test_an_evaluation_of_other_models_is_not_believed(copied):
         catalog_of(copied)
 
 
+def without_lengths(run_dir: Path) -> None:
+    """As an earlier release left it, whose manifests do not say how long files are."""
+    for path in run_dir.rglob("manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {}}))
+
+
 def test_an_evaluation_without_scales_names_the_job_that_makes_them(copied):
+    without_lengths(copied)
     (copied / "evaluation/scales.parquet").unlink()
     with pytest.raises(
         ArtifactError, match=r"no scales.parquet, an earlier release made it; remake it with jobs/evaluate"
@@ -95,6 +102,7 @@ def test_an_evaluation_without_scales_names_the_job_that_makes_them(copied):
 
 def test_pickled_weights_are_never_loaded(copied):
     folder = next(path for path in (copied / "reward_models").iterdir() if path.name.startswith("brevia"))
+    without_lengths(copied)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="no safetensors weights; services load nothing else"):
         catalog_of(copied)
@@ -104,6 +112,11 @@ def test_cut_weights_are_noticed_before_anything_is_served(copied):
     folder = next(path for path in (copied / "reward_models").iterdir() if path.name.startswith("brevia"))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(
+        ArtifactError, match=r"model.safetensors: has .* bytes, its manifest says .*; delete the folder"
+    ):
+        catalog_of(copied)
+    without_lengths(copied)
     with pytest.raises(ModelError, match=r"model.safetensors: damaged .*; copy it again"):
         catalog_of(copied)
 
