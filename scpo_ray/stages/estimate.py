@@ -144,7 +144,7 @@ def _evaluate(config: Config, directory: RunDirectory, data: Data, capacity: Cap
     tested = _distinct_responses(held_out.filter(pc.equal(held_out["split"], "test")))
     of_majority = set().union(*(tested.get(name, set()) for name in data.majority))
     all_tested, own = set().union(*tested.values()), _distinct_responses(held_out)
-    num_others = len(config.select.arms) * config.train.num_seeds - 1
+    num_others = _models_per_community(config) - 1
     number = 0
     for name in communities_of(config, data):
         mine = own.get(name, set())
@@ -186,8 +186,14 @@ def _train_global(config: Config, directory: RunDirectory, data: Data, capacity:
 
 def _train(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
     """At most: what selection drops is not taken off."""
-    many = len(config.select.arms) * config.train.num_seeds
+    many = _models_per_community(config)
     return _training(config, directory, config.train, communities_of(config, data) * many, data, capacity)
+
+
+def _models_per_community(config: Config) -> int:
+    """Every arm's, and further seeds of those that are no point of a curve (`train.model_names`)."""
+    arms = config.select.arms
+    return len(arms) + (config.train.num_seeds - 1) * sum(arm.name in config.select.strategies for arm in arms)
 
 
 def _training(

@@ -22,6 +22,7 @@ from scpo_ray.stages.needs import JOBS, needs_of, reserved
 from scpo_ray.stages.plan import estimate
 from scpo_ray.stages.policy_plan import make_plan
 from scpo_ray.stages.recipes import global_model
+from scpo_ray.stages.train import model_names
 from scpo_ray.training.task import checkpoints_of
 from tests.conftest import TINY
 
@@ -301,6 +302,13 @@ def test_tokens_are_counted_from_the_data(controlled_run):
     assert found.num_tokens == pytest.approx(sum(trained["num_tokens"] for trained in rulers), rel=0.1)
     scored = directory.read_table("scores/scores.parquet")["num_tokens"].to_pylist()  # by both
     assert estimate(controlled_run, directory, "score", LAPTOP).num_tokens == pytest.approx(2 * sum(scored))
+    of_names = [name.community for _, name in model_names(controlled_run, directory)]
+    responses = sum(  # of two steps: a curve's points have one seed each
+        2 * controlled_run.train.batch_size * data.training_responses[name] / data.training_items[name]
+        for name in of_names
+    )
+    trained = estimate(controlled_run, directory, "train", LAPTOP)
+    assert trained is not None and trained.num_tokens == pytest.approx(responses * data.mean_tokens)
     read = directory.require("evaluation", job="evaluate").statistics["num_responses"]
     assert estimate(controlled_run, directory, "evaluate", LAPTOP).num_tokens == pytest.approx(read * data.mean_tokens)
 
