@@ -30,8 +30,10 @@ def documents(path: Path) -> list[dict]:
     return list(yaml.safe_load_all(path.read_text()))
 
 
-# What KubeRay's types take (ray-operator/apis/ray/v1/*_types.go of releases 1.5 and 1.6), as far as these files use it; pods are
-# Kubernetes' own.
+# What KubeRay's types take (ray-operator/apis/ray/v1/*_types.go of releases 1.5 and 1.6), as far as these files use it, and no
+# more: what passes here passes the published CRDs (ray-operator/config/crd/bases, version v1), whose names, types, enums and
+# required fields were read beside it (docs/clusters.md). Those ask for less: no minimum, no enum of services or of ways to
+# submit, and of a worker group only its name, limits and template. Pods are Kubernetes' own.
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 COUNT = {"type": "integer", "minimum": 0}
 
