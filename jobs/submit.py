@@ -14,7 +14,12 @@ JOBS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--address ADDRESS] [--entrypoint-memory-gib GIB] JOB [JOB ...] -- [SETTING ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("jobs", nargs="+", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
     parser.add_argument("--address", help="of the job server; RAY_API_SERVER_ADDRESS when unset")
     parser.add_argument(
@@ -25,7 +30,10 @@ def main() -> None:
         "any may run on every node; 0 keeps it on the head (default: %(default)s)",
     )
     place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    arguments, settings = parser.parse_args(sys.argv[1:place]), sys.argv[place + 1 :]
+    settings = sys.argv[place + 1 :]
+    arguments, others = parser.parse_known_args(sys.argv[1:place])
+    if others:
+        parser.error(f"{others[0]}: not an option of submit.py; what the jobs are to be told goes after `--`")
     from scpo_ray import submission  # deferred: a bad argument fails in milliseconds
 
     for job in arguments.jobs:
