@@ -1,6 +1,6 @@
 """The baseline that needs no training: the best of n responses under each community's reward model.
 
-ray job submit --working-dir . -- python jobs/best_of_n.py --config jobs/experiments/ppo_atlas.yaml
+ray job submit --working-dir . -- python jobs/best_of_n.py --config jobs/experiments/ppo_atlas.yaml --run_dir /shared/ppo
 python jobs/best_of_n.py --config jobs/experiments/ppo_atlas.yaml
 """
 

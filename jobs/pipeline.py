@@ -1,6 +1,6 @@
 """Run every stage in order, from data to report; finished stages are not repeated.
 
-ray job submit --working-dir . -- python jobs/pipeline.py --config jobs/experiments/demo.yaml
+ray job submit --working-dir . -- python jobs/pipeline.py --config jobs/experiments/demo.yaml --run_dir /shared/demo
 python jobs/pipeline.py --config jobs/experiments/demo.yaml
 """
 

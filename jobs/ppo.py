@@ -1,6 +1,6 @@
 """Train policies for communities by PPO, measure them on unseen prompts, write ppo.html. Needs jobs/train.py and jobs/sft.py.
 
-ray job submit --working-dir . -- python jobs/ppo.py --config jobs/experiments/ppo_atlas.yaml
+ray job submit --working-dir . -- python jobs/ppo.py --config jobs/experiments/ppo_atlas.yaml --run_dir /shared/ppo
 python jobs/ppo.py --config jobs/experiments/ppo_atlas.yaml
 """
 

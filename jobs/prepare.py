@@ -1,6 +1,6 @@
 """Read the data sets, pair the responses and split the pairs.
 
-ray job submit --working-dir . -- python jobs/prepare.py --config jobs/experiments/prism.yaml
+ray job submit --working-dir . -- python jobs/prepare.py --config jobs/experiments/prism.yaml --run_dir /shared/prism
 python jobs/prepare.py --config jobs/experiments/prism.yaml
 """
 

@@ -1,6 +1,6 @@
 """Write the terminal table and `report.html`.
 
-ray job submit --working-dir . -- python jobs/report.py --config jobs/experiments/prism.yaml
+ray job submit --working-dir . -- python jobs/report.py --config jobs/experiments/prism.yaml --run_dir /shared/prism
 python jobs/report.py --config jobs/experiments/prism.yaml
 """
 

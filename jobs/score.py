@@ -1,6 +1,6 @@
 """Score every response with the global reward model.
 
-ray job submit --working-dir . -- python jobs/score.py --config jobs/experiments/prism.yaml
+ray job submit --working-dir . -- python jobs/score.py --config jobs/experiments/prism.yaml --run_dir /shared/prism
 python jobs/score.py --config jobs/experiments/prism.yaml
 """
 

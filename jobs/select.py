@@ -1,6 +1,6 @@
 """Choose which pairs each community learns from, and how strongly.
 
-ray job submit --working-dir . -- python jobs/select.py --config jobs/experiments/prism.yaml
+ray job submit --working-dir . -- python jobs/select.py --config jobs/experiments/prism.yaml --run_dir /shared/prism
 python jobs/select.py --config jobs/experiments/prism.yaml
 """
 

@@ -1,6 +1,6 @@
 """Make the start policy: supervised learning of the responses that people chose.
 
-ray job submit --working-dir . -- python jobs/sft.py --config jobs/experiments/ppo_atlas.yaml
+ray job submit --working-dir . -- python jobs/sft.py --config jobs/experiments/ppo_atlas.yaml --run_dir /shared/ppo
 python jobs/sft.py --config jobs/experiments/ppo_atlas.yaml
 """
 

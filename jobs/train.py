@@ -1,6 +1,6 @@
 """Train one reward model per community, all in one job.
 
-ray job submit --working-dir . -- python jobs/train.py --config jobs/experiments/prism.yaml
+ray job submit --working-dir . -- python jobs/train.py --config jobs/experiments/prism.yaml --run_dir /shared/prism
 python jobs/train.py --config jobs/experiments/prism.yaml
 """
 

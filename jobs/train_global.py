@@ -1,6 +1,6 @@
 """Train the global reward model: the ruler, and where every community's model starts.
 
-ray job submit --working-dir . -- python jobs/train_global.py --config jobs/experiments/prism.yaml
+ray job submit --working-dir . -- python jobs/train_global.py --config jobs/experiments/prism.yaml --run_dir /shared/prism
 python jobs/train_global.py --config jobs/experiments/prism.yaml
 """
 

@@ -1,6 +1,6 @@
 """Search settings of select and train by what trained models do on validation pairs; the chosen ones become an experiment.
 
-ray job submit --working-dir . -- python jobs/tune.py --config jobs/experiments/tune_global_opinions.yaml
+ray job submit --working-dir . -- python jobs/tune.py --config jobs/experiments/tune_global_opinions.yaml --run_dir /shared/tune
 python jobs/tune.py --config jobs/experiments/tune_demo.yaml
 """
 

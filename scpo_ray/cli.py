@@ -259,7 +259,7 @@ def _reason(detail: ErrorDetails) -> str:
 def _show(value: object) -> str:
     is_plain = isinstance(value, str) and value and value.isprintable()
     shown = str(value) if is_plain else json.dumps(value, ensure_ascii=False, default=str)
-    return re.sub(r"://[^/\s]*@", "://...@", shown)  # a user or a key, which no address may hold
+    return re.sub(r"://\S*@", "://...@", shown)  # a user or a key, which no address may hold
 
 
 def _unknown_key(key: str, *, known: dict[str, FieldInfo], dashes: str = "") -> str:

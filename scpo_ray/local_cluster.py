@@ -52,14 +52,14 @@ def up(config: LocalClusterConfig, *, environment: Mapping[str, str] = os.enviro
         The job server's address.
 
     Raises:
-        ClusterError: it runs already, a port is taken, or a node does not join.
+        ClusterError: it runs already, its folder is another user's, a port is taken, or a node does not join.
     """
     folder = Path(config.folder)
     if any(sessions(folder)):
         raise ClusterError(f"{folder}: its cluster runs already; end it first (scpo_ray cluster down)")
     for port in (config.port, config.dashboard_port):
         _check_free(port)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_private(folder)
     token = _token(environment)
     for number, node in enumerate(config.nodes):
         where = _head(config) if number == 0 else (f"--address=127.0.0.1:{config.port}",)
@@ -232,6 +232,16 @@ def _token(environment: Mapping[str, str]) -> str:
     if kept.is_file():
         kept.chmod(0o600)
     return made.stdout.strip()
+
+
+def _make_private(folder: Path) -> None:
+    """Make it, for this user alone: what Ray unpacks and runs in it, others may write."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+        raise ClusterError(
+            f"{folder}: a link, or another user's, who could change what runs here; give another `folder`"
+        )
+    folder.chmod(0o700)
 
 
 def _read_state(folder: Path) -> dict[str, list]:

@@ -205,7 +205,7 @@ def test_an_empty_file_states_nothing(write, text):
             "train.zero_stage: x: Input should be a valid integer, unable to parse string as an integer",
         ),
         (
-            ["--run_dir", "s3://user:secret@bucket/run"],
+            ["--run_dir", "s3://user:sec/ret@bucket/run"],
             "run_dir: s3://...@bucket/run: holds a user or a key, which manifests and logs would show; set it in the "
             "environment (AWS_ACCESS_KEY_ID and the like), and leave it out here",
         ),
@@ -427,7 +427,7 @@ def test_help_shows_every_key_and_answers_within_a_second():
 
     shown = " ".join(done.stdout.split())  # pyright: ignore[reportPossiblyUnboundVariable]
     assert shown.startswith("usage: score.py [--config FILE] [--run_dir DIR] [--SECTION.KEY VALUE ...] Score ")
-    assert "ray job submit --working-dir . -- python jobs/score.py --config jobs/experiments/prism.yaml" in shown
+    assert "ray job submit --working-dir . -- python jobs/score.py --config jobs/experiments/prism.yaml --run_dir /shared/prism" in shown
     assert "--config FILE YAML file" in shown
     assert "--select.agreement_threshold {float,auto} τ, probability. Lower keeps fewer pairs." in shown
     assert "all when unset. (default: null)" in shown

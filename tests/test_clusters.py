@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import zipfile
 from pathlib import Path
 
 import jsonschema
@@ -265,8 +266,25 @@ def test_what_a_submission_uploads_is_small(tmp_path):
     assert (tmp_path / "package.zip").stat().st_size < 5 * 2**20
 
 
+def test_the_tokens_of_the_readme_are_not_uploaded(tmp_path):
+    folder = tmp_path / "project"
+    (folder / "jobs").mkdir(parents=True)
+    for name in (".gitignore", ".rayignore"):
+        (folder / name).write_text((ROOT / name).read_text())
+    for name in ("tokens.txt", "jobs/prepare.py"):
+        (folder / name).write_text("x")
+    create_package(str(folder), tmp_path / "package.zip", include_gitignore=True)
+    uploaded = zipfile.ZipFile(tmp_path / "package.zip").namelist()
+    assert "jobs/prepare.py" in uploaded and "tokens.txt" not in uploaded
+    assert "tokens_file=tokens.txt" in (ROOT / "README.md").read_text()
+
+
 def test_keys_in_addresses_never_reach_the_list_of_jobs():
-    for settings in (["--run_dir", "s3://KEY:SECRET@bucket/run"], ["--run_dir=s3://KEY:SECRET@bucket/run"]):
+    for settings in (
+        ["--run_dir", "s3://KEY:SECRET@bucket/run"],
+        ["--run_dir=s3://KEY:SECRET@bucket/run"],
+        ["--run_dir=s3://KEY:with/slash/SECRET@bucket/run"],
+    ):
         with pytest.raises(ConfigError, match="an address holds a user or a key") as raised:
             submission.submit("prepare", settings, address="http://127.0.0.1:1")
         assert "SECRET" not in str(raised.value)
