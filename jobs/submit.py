@@ -5,6 +5,7 @@ python jobs/submit.py pipeline sft ppo -- --config jobs/experiments/ppo_atlas.ya
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def main() -> None:
     arguments, others = parser.parse_known_args(sys.argv[1:place])
     if others:
         parser.error(f"{others[0]}: not an option of submit.py; what the jobs are to be told goes after `--`")
+    if not 0 <= arguments.entrypoint_memory_gib < math.inf:
+        parser.error(f"--entrypoint-memory-gib: {arguments.entrypoint_memory_gib}: not a number of GiB from 0 up")
     from scpo_ray import submission  # deferred: a bad argument fails in milliseconds
 
     for job in arguments.jobs:

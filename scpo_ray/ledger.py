@@ -1,16 +1,16 @@
 """What runs there are, how far each is, what it cost and whether it is whole: read from the manifests, on any storage; nothing
 is kept beside them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from scpo_ray import model_files
-from scpo_ray.artifacts import Manifest, RunDirectory, hash_folder
+from scpo_ray.artifacts import MANIFEST, Manifest, RunDirectory, hash_folder
 from scpo_ray.errors import ArtifactError
 from scpo_ray.stages.global_model import global_model_folder
-from scpo_ray.stages.recipes import GLOBAL_MODEL
+from scpo_ray.stages.recipes import GLOBAL_MODEL, TRAINING
 
 STAGES = {
     "prepare": ("prepared",),
@@ -45,8 +45,12 @@ class StageRecord:
     run: str
     stage: str
     num_artifacts: int
+    num_missing: int
+    """Models that the last training was asked for and has not made."""
+    num_failed: int
+    """Those of them that it gave up."""
     damage: str
-    """The first file that is not as it was made, in words; "" where all are."""
+    """The first manifest that is none, or file that is not as it was made, in words; "" where all are."""
     is_unfinished: bool
     """Something is checkpointed that no artifact has come of: it is at work, or was stopped."""
     finished: str
@@ -56,6 +60,15 @@ class StageRecord:
     num_tokens: int
     hours: Mapping[str, float]
     """CPU and GPU hours that were reserved for it."""
+
+    @property
+    def status(self) -> str:
+        """Damaged, failed (a model was given up), unfinished or made."""
+        if self.damage:
+            return "damaged"
+        if self.num_failed:
+            return "failed"
+        return "unfinished" if self.is_unfinished or self.num_missing else "made"
 
 
 @dataclass(frozen=True)
@@ -94,16 +107,31 @@ def runs_in(root: str) -> list[str]:
 def records(address: str) -> list[StageRecord]:
     """Of every stage that has left something."""
     run, found = RunDirectory(address), []
-    has_ruler = run.manifest("global_model") is not None
+    has_ruler = _has_manifest(run, "global_model")
     for stage, folders in STAGES.items():
         places = [place for folder in folders for place in _artifacts(run, folder, _DEEPEST)]
         unfinished = _is_begun(run, stage)
         if stage in ("train_global", "train"):
             unfinished = unfinished and has_ruler == (stage == "train")
-        if places or unfinished:
-            damage = next(filter(None, (run.damage(*place) for place in places)), "")
-            found.append(_record(address, stage, [manifest for _, manifest in places], damage, unfinished))
+        missing, failed = _missing(run, {name for name, _ in places}) if stage == "train" else (0, 0)
+        if places or unfinished or missing:
+            damage = next(filter(None, (_damage(run, *place) for place in places)), "")
+            manifests = [manifest for _, manifest in places if isinstance(manifest, Manifest)]
+            found.append(_record(address, stage, manifests, damage, unfinished, missing, failed))
     return found
+
+
+def _missing(run: RunDirectory, made: Container[str]) -> tuple[int, int]:
+    """Numbers of models that are asked for and not there, and of those that failed."""
+    if TRAINING not in run.names(""):
+        return 0, 0
+    said = run.read_json(TRAINING)
+    missing = [name for name in said["wanted"] if name not in made]
+    return len(missing), sum(name in said["failed"] for name in missing)
+
+
+def _damage(run: RunDirectory, name: str, manifest: Manifest | str) -> str | None:
+    return manifest if isinstance(manifest, str) else run.damage(name, manifest)
 
 
 def _is_begun(run: RunDirectory, stage: str) -> bool:
@@ -111,7 +139,7 @@ def _is_begun(run: RunDirectory, stage: str) -> bool:
     if stage == "tune":
         searches = [name for name in run.names("tune") if not name.startswith(".")]
         return any(
-            "trials" in run.names(f"tune/{name}") and run.manifest(f"tune/{name}/result") is None for name in searches
+            "trials" in run.names(f"tune/{name}") and not _has_manifest(run, f"tune/{name}/result") for name in searches
         )
     folder = _UNFINISHED.get(stage)
     return folder is not None and any(not name.startswith(".") for name in run.names(folder))
@@ -128,9 +156,10 @@ def table(addresses: Sequence[str], prices: Prices = Prices()) -> Table:
             shown.add_row(
                 "" if place else address,
                 record.stage,
-                "damaged" if record.damage else "unfinished" if record.is_unfinished else "made",
+                record.status,
                 record.finished.replace("T", " ").removesuffix("Z"),
-                str(record.num_artifacts),
+                f"{record.num_artifacts}"
+                + f" of {record.num_artifacts + record.num_missing}" * bool(record.num_missing),
                 f"{record.wall_time_s:,.1f} s",
                 f"{record.num_tokens:,}" if record.num_tokens else "",
                 *(f"{hours:,.3f}" if hours else "" for hours in (record.hours["CPU"], record.hours["GPU"])),
@@ -149,8 +178,8 @@ def verify(address: str) -> tuple[int, list[str]]:
     run, found = RunDirectory(address), []
     places = [place for folders in STAGES.values() for folder in folders for place in _artifacts(run, folder, _DEEPEST)]
     for name, manifest in places:
-        damage = run.damage(name, manifest)
-        if damage is None and not _is_as_made(run, name, manifest):
+        damage = _damage(run, name, manifest)
+        if damage is None and isinstance(manifest, Manifest) and not _is_as_made(run, name, manifest):
             damage = f"{run.path(name)}: another content than its manifest says"
         found += [damage] if damage else []
     return len(places), found
@@ -162,11 +191,21 @@ def _is_as_made(run: RunDirectory, name: str, manifest: Manifest) -> bool:
     return manifest.content_hash in (hash_folder(folder), model_files.content_hash(folder))
 
 
-def _record(address: str, stage: str, manifests: list[Manifest], damage: str, is_unfinished: bool) -> StageRecord:
+def _record(
+    address: str,
+    stage: str,
+    manifests: list[Manifest],
+    damage: str,
+    is_unfinished: bool,
+    num_missing: int,
+    num_failed: int,
+) -> StageRecord:
     return StageRecord(
         address,
         stage,
         len(manifests),
+        num_missing,
+        num_failed,
         damage,
         is_unfinished,
         max((manifest.created for manifest in manifests), default=""),
@@ -187,12 +226,19 @@ def _seconds(manifest: Manifest) -> float:
 
 def _is_run(run: RunDirectory) -> bool:
     names = run.names("")
-    return "config.yaml" in names or any(run.manifest(folder) is not None for folder in ("prepared", "global_model"))
+    return "config.yaml" in names or any(_has_manifest(run, folder) for folder in ("prepared", "global_model"))
 
 
-def _artifacts(run: RunDirectory, folder: str, depth: int) -> Iterator[tuple[str, Manifest]]:
-    """The folder, if it is an artifact, else those in it."""
-    manifest = run.manifest(folder)
+def _has_manifest(run: RunDirectory, name: str) -> bool:
+    return MANIFEST in run.names(name)
+
+
+def _artifacts(run: RunDirectory, folder: str, depth: int) -> Iterator[tuple[str, Manifest | str]]:
+    """The folder, if it is an artifact, else those in it; where a manifest cannot be read, what is wrong with it."""
+    try:
+        manifest: Manifest | str | None = run.manifest(folder)
+    except ArtifactError as error:
+        manifest = str(error)
     if manifest is not None:
         yield folder, manifest
     elif depth:

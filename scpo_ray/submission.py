@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+import math
 import shlex
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -12,7 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from scpo_ray.config.section import holds_key
 from scpo_ray.errors import ClusterError, ConfigError
 
-_ATTEMPTS, _FIRST_WAIT_S, _POLL_S = 5, 1.0, 1.0
+_ATTEMPTS, _FIRST_WAIT_S, _POLL_S, _PATIENCE_S = 5, 1.0, 1.0, 15.0
 
 
 def submit(job: str, settings: Sequence[str], *, address: str | None = None, memory_gib: float = 1.0) -> str:
@@ -26,7 +29,8 @@ def submit(job: str, settings: Sequence[str], *, address: str | None = None, mem
         The submission's id.
 
     Raises:
-        ConfigError: an address among the settings holds a key: whoever may list jobs reads their command lines.
+        ConfigError: an address among the settings holds a key: whoever may list jobs reads their command lines; or the current
+            folder is not the project's.
         ClusterError: the job server cannot be reached or refuses, or the job did not succeed.
     """
     if any(map(holds_key, settings)):
@@ -34,17 +38,23 @@ def submit(job: str, settings: Sequence[str], *, address: str | None = None, mem
             f"{job}: an address holds a user or a key, which the list of jobs would show; set it in the cluster's environment "
             "(AWS_ACCESS_KEY_ID and the like), and leave it out here"
         )
+    if not Path("jobs", f"{job}.py").is_file():
+        raise ConfigError(
+            f"{Path.cwd()}: no jobs/{job}.py here, and this folder is what would be uploaded; submit from the project's root"
+        )
     logging.getLogger("ray").setLevel(logging.ERROR)  # which lists every file that is left out of the upload
     client = _client(address)
     entrypoint = shlex.join(["python", f"jobs/{job}.py", *settings])
     metadata = {"project": "scpo_ray", "job": job, "run_dir": _value_of("--run_dir", settings) or "as configured"}
     submission = _submit_patiently(client, entrypoint, metadata, memory_gib)
+    _await_start(client, submission)
     asyncio.run(_show(client, submission))
     while not (status := client.get_job_status(submission)).is_terminal():
         time.sleep(_POLL_S)  # the log ended before the status was known
     if status != JobStatus.SUCCEEDED:
+        reason = (client.get_job_info(submission).message or "").partition("\n")[0].removesuffix(":")
         raise ClusterError(
-            f"jobs/{job}.py ({submission}): {status.lower()}; its last lines are above, all of them: ray job logs {submission}"
+            f"jobs/{job}.py ({submission}): {status.lower()} ({reason}); what it wrote is above: ray job logs {submission}"
         )
     return submission
 
@@ -75,6 +85,17 @@ def _submit_patiently(client: JobSubmissionClient, entrypoint: str, metadata: di
                 raise ClusterError(f"{entrypoint}: not accepted ({' '.join(str(error).split())[:300]})") from error
             time.sleep(_FIRST_WAIT_S * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _await_start(client: JobSubmissionClient, submission: str) -> None:
+    """Say once why a job does not start: on a cluster that grows it may yet, elsewhere never."""
+    due = time.monotonic() + _PATIENCE_S
+    while client.get_job_status(submission) == JobStatus.PENDING:
+        if time.monotonic() > due:
+            said = " ".join((client.get_job_info(submission).message or "").split())
+            print(f"{submission}: waits to start ({said}); to give up: ray job stop {submission}", file=sys.stderr)
+            due = math.inf
+        time.sleep(_POLL_S)
 
 
 async def _show(client: JobSubmissionClient, submission: str) -> None:

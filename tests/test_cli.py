@@ -427,7 +427,8 @@ def test_help_shows_every_key_and_answers_within_a_second():
 
     shown = " ".join(done.stdout.split())  # pyright: ignore[reportPossiblyUnboundVariable]
     assert shown.startswith("usage: score.py [--config FILE] [--run_dir DIR] [--SECTION.KEY VALUE ...] Score ")
-    assert "ray job submit --working-dir . -- python jobs/score.py --config jobs/experiments/prism.yaml --run_dir /shared/prism" in shown
+    line = "python jobs/score.py --config jobs/experiments/prism.yaml"
+    assert f"ray job submit --working-dir . -- {line} --run_dir /shared/prism" in shown
     assert "--config FILE YAML file" in shown
     assert "--select.agreement_threshold {float,auto} τ, probability. Lower keeps fewer pairs." in shown
     assert "all when unset. (default: null)" in shown

@@ -1,5 +1,6 @@
 """`scpo_ray runs`: what manifests say."""
 
+import json
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from scpo_ray.__main__ import main
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.errors import ArtifactError
 from scpo_ray.ledger import Prices, records, runs_in
+from scpo_ray.stages.recipes import TRAINING
 
 
 def test_stages_their_artifacts_times_and_tokens(controlled_run):
@@ -124,6 +126,34 @@ def test_what_is_damaged_is_shown_and_the_others_are_too(small_run, capsys, monk
     with pytest.raises(SystemExit):
         main(["verify", str(small_run)])
     assert "prepared/rows.json: is missing" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_none_hides_no_other_stage_or_run(small_run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    (small_run / "prepared/manifest.json").write_text("{")
+    main(["runs", str(small_run)])
+    shown = capsys.readouterr().out
+    assert re.search(r"prepare\s+│ damaged", shown) and re.search(r"train_global\s+│ made", shown)
+    with pytest.raises(SystemExit):
+        main(["verify", str(small_run)])
+    ended = capsys.readouterr()
+    assert "1 of 2 artifacts" in ended.out and "prepared/manifest.json: not a manifest" in ended.err
+
+
+@pytest.mark.parametrize(("failed", "status"), [({}, "unfinished"), ({"reward_models/C": "died"}, "failed")])
+def test_models_that_were_asked_for_and_are_not_there(small_run, capsys, monkeypatch, failed, status):
+    monkeypatch.setenv("COLUMNS", "300")
+    wanted = [f"reward_models/{name}" for name in "ABC"]
+    (small_run / TRAINING).write_text(json.dumps({"wanted": wanted, "failed": failed}))
+    assert records(str(small_run))[-1].num_missing == 3, "killed before the first"
+    for name in wanted[:2]:
+        with Recipe(name, "train", {}, {}, 0).making(RunDirectory(str(small_run))):
+            pass
+    main(["runs", str(small_run)])
+    assert re.search(rf"train\s+│ {status}\s+│ .*│\s+2 of 3 │", capsys.readouterr().out)
+    with Recipe(wanted[2], "train", {}, {}, 0).making(RunDirectory(str(small_run))):
+        pass
+    assert records(str(small_run))[-1].status == "made", "what failed once was made later"
 
 
 def test_verify_reads_a_whole_pipeline(controlled_run, capsys):

@@ -22,6 +22,8 @@ from scpo_ray.stages.needs import JOBS, needs_of
 from scpo_ray.stages.train import model_names
 from scpo_ray.training.task import check_checkpoint_dir, checkpoints_of, newest_checkpoint, refuse_other_layout
 
+_UPLOADS = "working_dir_files"
+"""Ray's folder on every node for what jobs brought with them."""
 _STORAGE_S = 2
 """For which Google's client tries a bucket again."""
 
@@ -79,17 +81,34 @@ def check_storage(config: Config) -> None:
     """Write something where the run directory is or will be, and take it away again.
 
     Raises:
+        ConfigError: it is in the folder that was uploaded for this job.
         StorageError: it cannot be written, or the bucket is not there.
     """
-    check_host(config.run_dir)
     directory = RunDirectory(config.run_dir)
+    if not directory.is_local:
+        _try_store(config.run_dir)
+        return
+    folder = Path(directory.absolute_address)
+    _refuse_upload("run_dir", folder)
     with storage_errors(config.run_dir):
-        if directory.is_local:
-            _write_beside(Path(directory.absolute_address))
-            return
-        is_google = config.run_dir.startswith(("gs://", "gcs://"))  # whose client tries for 15 minutes by default
+        _write_beside(folder)
+
+
+def _refuse_upload(setting: str, folder: Path) -> None:
+    """What a submitted job writes into its own upload is on one node alone, and goes with it."""
+    if _UPLOADS in folder.resolve().parts:
+        raise ConfigError(
+            f"{setting}: {folder}: inside the folder that was uploaded for this job, which Ray deletes; give a place that all "
+            f"nodes share (--{setting} /shared/..., s3://...)"
+        )
+
+
+def _try_store(address: str) -> None:
+    check_host(address)
+    with storage_errors(address):
+        is_google = address.startswith(("gs://", "gcs://"))  # whose client tries for 15 minutes by default
         patience = f"?retry_limit_seconds={_STORAGE_S}" if is_google else ""
-        filesystem, path = pafs.FileSystem.from_uri(config.run_dir + patience)
+        filesystem, path = pafs.FileSystem.from_uri(address + patience)
         path = path.rstrip("/")
         is_new = filesystem.get_file_info(path).type == pafs.FileType.NotFound
         probe = f"{path}/.preflight-{uuid.uuid4().hex}"
@@ -114,12 +133,17 @@ def check_scratch(config: Config, job: str) -> None:
             check_checkpoint_dir(config.run_dir, place, stage)
             if place is not None:
                 _try(f"{stage}.checkpoint_dir", place)
-    if config.score.cache_dir is not None and "://" not in config.score.cache_dir and "score" in stages:
+    if config.score.cache_dir is not None and "score" in stages:
         _try("score.cache_dir", config.score.cache_dir)
 
 
 def _try(setting: str, folder: str) -> None:
+    if "://" not in folder:
+        _refuse_upload(setting, Path(folder))
     try:
+        if "://" in folder:
+            _try_store(folder)
+            return
         with storage_errors(folder):
             _write_beside(Path(folder))
     except StorageError as error:
@@ -131,8 +155,11 @@ def _write_beside(folder: Path) -> None:
     place = next(one for one in (folder, *folder.parents) if one.exists())
     if not place.is_dir():
         raise NotADirectoryError(20, "is a file, no folder", str(place))
-    with tempfile.TemporaryFile(dir=place):
-        return
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return
+    except OSError as error:  # which names a file that nobody asked for
+        raise type(error)(error.errno, error.strerror, str(folder)) from None
 
 
 def check_policies(config: Config, directory: RunDirectory, job: str) -> None:

@@ -1,5 +1,6 @@
 """One reward model per community and strategy, all in one Ray Train job."""
 
+import json
 import math
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ def run(config: Config) -> TrainOutcome:
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.train.checkpoint_dir, "train")
     tasks, outcome = plan(config, directory)
+    _write_state(config, directory, outcome)
     if tasks:
         connect(config.log_format)
         with progress_bar("train", unit="steps", run=directory.absolute_address) as bar:
@@ -54,9 +56,17 @@ def run(config: Config) -> TrainOutcome:
                 outcome.made.add(name)
             else:
                 outcome.failed[name] = state.failed[task.name]
+        _write_state(config, directory, outcome)
     if not outcome.failed and directory.is_local:
         directory.remove("checkpoints")  # those of settings that were given up
     return outcome
+
+
+def _write_state(config: Config, directory: RunDirectory, outcome: TrainOutcome) -> None:
+    """What is asked for and what failed, for `scpo_ray runs`, which knows no config."""
+    failed = {recipes.model_folder(config, name): reason for name, reason in outcome.failed.items()}
+    wanted = [recipes.model_folder(config, name) for _, name in model_names(config, directory)]
+    directory.write_file(recipes.TRAINING, json.dumps({"wanted": wanted, "failed": failed}, indent=1).encode())
 
 
 def run_job(config: Config) -> str:

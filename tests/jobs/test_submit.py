@@ -120,6 +120,30 @@ def test_a_failure_reaches_the_submitter(two_nodes, tmp_path):
     assert not any((tmp_path / "run").rglob("*"))
 
 
+def test_results_in_the_upload_are_refused(two_nodes):
+    """Which `runs/default` would be: gone with the cluster, and other to every changed upload."""
+    done = submit(two_nodes, "python", "jobs/prepare.py")
+    assert done.returncode != 0
+    assert "runs/default: inside the folder that was uploaded for this job" in done.stdout
+
+
+def test_memory_that_no_node_has_is_said_while_the_job_waits(two_nodes, tmp_path):
+    command = [sys.executable, "jobs/submit.py", "prepare", "--entrypoint-memory-gib", "100000"]
+    with subprocess.Popen(
+        [*command, "--", "--run_dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=two_nodes.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        assert waiting.stderr is not None
+        said = waiting.stderr.readline()
+        waiting.kill()
+    name = said.partition(":")[0]
+    subprocess.run([RAY, "job", "stop", "--no-wait", name], env=two_nodes.environment, check=True, timeout=60)
+    assert "waits to start" in said and "resources" in said
+
+
 def test_what_the_cluster_can_never_place_is_refused_there(two_nodes, tmp_path):
     done = submit(
         two_nodes, "python", "jobs/train.py", "--run_dir", str(tmp_path / "run"), "--train.cpus_per_worker", "2"
@@ -133,6 +157,9 @@ def test_a_bucket_that_is_not_there(s3):
     start = time.monotonic()
     with pytest.raises(StorageError, match=r"s3://nowhere-to-be-found/run: .*(?i:bucket)"):
         preflight.check_storage(config)
+    cached = config.with_settings({"score.cache_dir": "s3://nowhere-to-be-found/kept"})
+    with pytest.raises(StorageError, match=r"score.cache_dir: s3://nowhere-to-be-found/kept: .*(?i:bucket)"):
+        preflight.check_scratch(cached, "score")
     assert time.monotonic() - start < 2
     preflight.check_storage(Config(run_dir=f"{s3}/run"))
     assert not boto3.client("s3").list_objects_v2(Bucket="runs", Prefix="run/").get("Contents")

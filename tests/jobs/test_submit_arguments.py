@@ -9,6 +9,19 @@ import pytest
 SUBMIT = Path(__file__).parents[2] / "jobs/submit.py"
 
 
+def test_another_folder_is_not_uploaded(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SUBMIT), "prepare", "--address", "http://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode != 0
+    assert f"{tmp_path}: no jobs/prepare.py here, and this folder is what would be uploaded" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -17,6 +30,8 @@ SUBMIT = Path(__file__).parents[2] / "jobs/submit.py"
             "--run_dir: not an option of submit.py; what the jobs are to be told goes after `--`",
         ),
         (["prepare", "--addr", "http://127.0.0.1:1"], "--addr: not an option of submit.py"),
+        (["prepare", "--entrypoint-memory-gib", "nan"], "--entrypoint-memory-gib: nan: not a number of GiB from 0 up"),
+        (["prepare", "--entrypoint-memory-gib", "-1"], "--entrypoint-memory-gib: -1.0: not a number of GiB from 0 up"),
         (["prepair", "--", "--run_dir", "/shared/run"], "invalid choice: 'prepair'"),
     ],
 )
