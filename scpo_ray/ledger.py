@@ -1,5 +1,5 @@
-"""What runs there are, how far each is, what it cost and whether it is whole: read from the manifests, on any storage; nothing
-is kept beside them."""
+"""What runs there are, how far each is, what it cost and whether it is whole: read from the manifests, on any storage; beside
+them only what the last training was asked for is kept."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +70,12 @@ class StageRecord:
             return "failed"
         return "unfinished" if self.is_unfinished or self.num_missing else "made"
 
+    @property
+    def progress(self) -> str:
+        """Number of artifacts, and of how many where some are missing."""
+        made = self.num_artifacts
+        return f"{made} of {made + self.num_missing}" if self.num_missing else str(made)
+
 
 @dataclass(frozen=True)
 class Prices:
@@ -113,21 +119,45 @@ def records(address: str) -> list[StageRecord]:
         unfinished = _is_begun(run, stage)
         if stage in ("train_global", "train"):
             unfinished = unfinished and has_ruler == (stage == "train")
-        missing, failed = _missing(run, {name for name, _ in places}) if stage == "train" else (0, 0)
-        if places or unfinished or missing:
-            damage = next(filter(None, (_damage(run, *place) for place in places)), "")
+        damage = next(filter(None, (_damage(run, *place) for place in places)), "")
+        missing = failed = 0
+        if stage == "train":
+            try:
+                missing, failed = _missing(run, {name for name, _ in places})
+            except ArtifactError as error:
+                damage = damage or str(error)
+        if places or unfinished or missing or damage:
             manifests = [manifest for _, manifest in places if isinstance(manifest, Manifest)]
-            found.append(_record(address, stage, manifests, damage, unfinished, missing, failed))
+            found.append(
+                _record(
+                    address,
+                    stage,
+                    manifests,
+                    damage=damage,
+                    is_unfinished=unfinished,
+                    num_missing=missing,
+                    num_failed=failed,
+                )
+            )
     return found
 
 
 def _missing(run: RunDirectory, made: Container[str]) -> tuple[int, int]:
-    """Numbers of models that are asked for and not there, and of those that failed."""
+    """Numbers of models that are asked for and not there, and of those that failed.
+
+    Raises:
+        ArtifactError: the file that says so is damaged.
+    """
     if TRAINING not in run.names(""):
         return 0, 0
-    said = run.read_json(TRAINING)
-    missing = [name for name in said["wanted"] if name not in made]
-    return len(missing), sum(name in said["failed"] for name in missing)
+    try:
+        said = run.read_json(TRAINING)
+        missing = [name for name in said["wanted"] if name not in made]
+        return len(missing), sum(name in said["failed"] for name in missing)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{run.path(TRAINING)}: not what a training writes ({error}); rerun jobs/train.py"
+        ) from None
 
 
 def _damage(run: RunDirectory, name: str, manifest: Manifest | str) -> str | None:
@@ -158,8 +188,7 @@ def table(addresses: Sequence[str], prices: Prices = Prices()) -> Table:
                 record.stage,
                 record.status,
                 record.finished.replace("T", " ").removesuffix("Z"),
-                f"{record.num_artifacts}"
-                + f" of {record.num_artifacts + record.num_missing}" * bool(record.num_missing),
+                record.progress,
                 f"{record.wall_time_s:,.1f} s",
                 f"{record.num_tokens:,}" if record.num_tokens else "",
                 *(f"{hours:,.3f}" if hours else "" for hours in (record.hours["CPU"], record.hours["GPU"])),
@@ -195,6 +224,7 @@ def _record(
     address: str,
     stage: str,
     manifests: list[Manifest],
+    *,
     damage: str,
     is_unfinished: bool,
     num_missing: int,

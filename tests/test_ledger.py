@@ -22,7 +22,8 @@ def test_stages_their_artifacts_times_and_tokens(controlled_run):
     assert found["score"].num_tokens == sum(int(str(one.statistics["num_tokens"])) for one in scores)
     assert found["score"].wall_time_s == pytest.approx(sum(one.wall_time_s for one in scores))
     assert found["train"].num_artifacts == len(_trained(run))
-    assert not any(record.is_unfinished for record in found.values())
+    assert {(record.status, record.num_missing) for record in found.values()} == {("made", 0)}
+    assert set(run.read_json(TRAINING)["wanted"]) == set(_trained(run)), "what train itself wrote"
     seconds = [one["wall_time_s"] for one in (run.require(name, job="train").statistics for name in _trained(run))]
     cpus = controlled_run.train.num_workers * controlled_run.train.cpus_per_worker
     assert found["train"].hours == pytest.approx({"CPU": cpus * sum(seconds) / 3600, "GPU": 0.0})
@@ -154,6 +155,15 @@ def test_models_that_were_asked_for_and_are_not_there(small_run, capsys, monkeyp
     with Recipe(wanted[2], "train", {}, {}, 0).making(RunDirectory(str(small_run))):
         pass
     assert records(str(small_run))[-1].status == "made", "what failed once was made later"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"wanted": ["reward_models/A"]}'])
+def test_what_says_nothing_of_a_training_is_damage(small_run, text):
+    (small_run / TRAINING).write_text(text)
+    assert [(one.stage, one.status) for one in records(str(small_run))][1:] == [
+        ("train_global", "made"),
+        ("train", "damaged"),
+    ]
 
 
 def test_verify_reads_a_whole_pipeline(controlled_run, capsys):

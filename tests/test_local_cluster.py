@@ -21,11 +21,10 @@ def shape(tmp_path) -> LocalClusterConfig:
     )
 
 
-def test_its_folder_is_closed_before_anything_starts(shape, monkeypatch):
+def test_its_folder_is_closed_before_anything_starts(shape, tmp_path):
     Path(shape.folder).mkdir(mode=0o777)
-    monkeypatch.setattr(local_cluster, "_token", lambda environment: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        local_cluster.up(shape)
+    with pytest.raises(ClusterError, match="no authentication token"):
+        local_cluster.up(shape, environment=os.environ | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "no-such-file")})
     assert stat.S_IMODE(os.stat(shape.folder).st_mode) == 0o700
 
 

@@ -84,19 +84,25 @@ def check_storage(config: Config) -> None:
         ConfigError: it is in the folder that was uploaded for this job.
         StorageError: it cannot be written, or the bucket is not there.
     """
-    directory = RunDirectory(config.run_dir)
-    if not directory.is_local:
-        _try_store(config.run_dir)
-        return
-    folder = Path(directory.absolute_address)
-    _refuse_upload("run_dir", folder)
-    with storage_errors(config.run_dir):
-        _write_beside(folder)
+    _try("run_dir", config.run_dir)
+
+
+def _try(setting: str, address: str) -> None:
+    check_host(address)
+    directory = RunDirectory(address)
+    if directory.is_local:
+        folder = Path(directory.absolute_address)
+        _refuse_upload(setting, folder)
+        with storage_errors(address):
+            _write_beside(folder)
+    else:
+        _try_store(address)
 
 
 def _refuse_upload(setting: str, folder: Path) -> None:
     """What a submitted job writes into its own upload is on one node alone, and goes with it."""
-    if _UPLOADS in folder.resolve().parts:
+    here = Path.cwd()
+    if _UPLOADS in here.parts and folder.resolve().is_relative_to(here):
         raise ConfigError(
             f"{setting}: {folder}: inside the folder that was uploaded for this job, which Ray deletes; give a place that all "
             f"nodes share (--{setting} /shared/..., s3://...)"
@@ -104,7 +110,6 @@ def _refuse_upload(setting: str, folder: Path) -> None:
 
 
 def _try_store(address: str) -> None:
-    check_host(address)
     with storage_errors(address):
         is_google = address.startswith(("gs://", "gcs://"))  # whose client tries for 15 minutes by default
         patience = f"?retry_limit_seconds={_STORAGE_S}" if is_google else ""
@@ -123,8 +128,8 @@ def check_scratch(config: Config, job: str) -> None:
     """Where unfinished trainings and scores will be kept.
 
     Raises:
-        ConfigError: the run is on an object store, and no disk is named.
-        StorageError: a folder cannot be written.
+        ConfigError: the run is on an object store, and no disk is named; or a folder is in what was uploaded for this job.
+        StorageError: a place cannot be written.
     """
     stages = {"train" if stage == "tune" else stage for stage in JOBS[job]}
     for stage in ("train_global", "train", "sft", "ppo"):
@@ -132,20 +137,14 @@ def check_scratch(config: Config, job: str) -> None:
             place = getattr(config, stage).checkpoint_dir
             check_checkpoint_dir(config.run_dir, place, stage)
             if place is not None:
-                _try(f"{stage}.checkpoint_dir", place)
+                _try_scratch(f"{stage}.checkpoint_dir", place)
     if config.score.cache_dir is not None and "score" in stages:
-        _try("score.cache_dir", config.score.cache_dir)
+        _try_scratch("score.cache_dir", config.score.cache_dir)
 
 
-def _try(setting: str, folder: str) -> None:
-    if "://" not in folder:
-        _refuse_upload(setting, Path(folder))
+def _try_scratch(setting: str, address: str) -> None:
     try:
-        if "://" in folder:
-            _try_store(folder)
-            return
-        with storage_errors(folder):
-            _write_beside(Path(folder))
+        _try(setting, address)
     except StorageError as error:
         raise StorageError(f"{setting}: {error}") from error
 

@@ -100,7 +100,7 @@ def test_jobs_one_after_another_with_what_they_are_written_down(two_nodes, s3, o
     assert done.returncode == 1 and "prepared: made in" in done.stdout
     assert "jobs/train_global.py first" in done.stdout  # the second job's own refusal
     (line,) = (line for line in done.stderr.splitlines() if "INFO" not in line)  # Ray's own, on the upload and the end
-    assert line.startswith("scpo_ray: error: jobs/select.py (")
+    assert line.startswith("scpo_ray: error: jobs/select.py (") and "exit code 1" in line
     headers = {"Authorization": f"Bearer {two_nodes.environment['RAY_AUTH_TOKEN']}"}
     listed = httpx.get(f"{two_nodes.address}/api/jobs/", headers=headers).raise_for_status().json()
     jobs = {job["metadata"]["job"]: job for job in listed if "job" in (job["metadata"] or {})}

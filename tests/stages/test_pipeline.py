@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scpo_ray import model_files, models
+from scpo_ray import ledger, model_files, models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.errors import ArtifactError, TrainingError
 from scpo_ray.stages import evaluate, pipeline, prepare, score, select, train, train_global
@@ -143,6 +143,8 @@ def test_a_community_without_training_pairs_fails_and_the_others_finish(finished
     assert f"{poor}: {few} training pairs left after selection, train.min_pairs asks for {many}" in shown
     metrics = RunDirectory(config.run_dir).read_table("evaluation/metrics.parquet").to_pylist()
     assert {(row["arm"], row["community"]) for row in metrics} == {("global", rich), ("filter_weight", rich)}
+    (training,) = (record for record in ledger.records(config.run_dir) if record.stage == "train")
+    assert (training.status, training.num_artifacts, training.num_missing) == ("failed", 1, 1)
     page = RunDirectory(config.run_dir).fetch("report.html").read_text()
     assert "training pairs left after selection" in page
 
