@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,26 @@ def test_a_community_without_training_pairs_fails_and_the_others_finish(finished
     assert (training.status, training.num_artifacts, training.num_missing) == ("failed", 1, 1)
     page = RunDirectory(config.run_dir).fetch("report.html").read_text()
     assert "training pairs left after selection" in page
+
+
+def test_a_training_that_breaks_off_is_a_failed_one_among_the_runs(finished_run, tmp_path):
+    shutil.copytree(finished_run.run_dir, tmp_path / "run")
+    doomed, healthy = train.communities_to_train(finished_run, RunDirectory(finished_run.run_dir))
+    config = finished_run.model_copy(
+        update={
+            "run_dir": str(tmp_path / "run"),
+            "rebuild": True,
+            "train": finished_run.train.model_copy(update={"max_steps": 3}),
+            "select": finished_run.select.model_copy(update={"controls": ()}),
+            "per_community": {doomed: {"train.learning_rate": 1e30}},
+        }
+    )
+    shutil.rmtree(tmp_path / "run/controls")
+    outcome = train.run(config)
+    (reason,) = outcome.failed.values()
+    assert "loss is nan" in reason and [name.community for name in outcome.trained] == [healthy]
+    (training,) = (record for record in ledger.records(config.run_dir) if record.stage == "train")
+    assert (training.status, training.progress) == ("failed", "1 of 2")
 
 
 def test_nothing_is_padded_on_a_cpu_also_on_the_real_file(ray_cluster, tmp_path):
