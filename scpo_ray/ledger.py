@@ -9,8 +9,9 @@ from rich.table import Table
 from scpo_ray import model_files
 from scpo_ray.artifacts import MANIFEST, Manifest, RunDirectory, hash_folder
 from scpo_ray.errors import ArtifactError
+from scpo_ray.stages import asked
 from scpo_ray.stages.global_model import global_model_folder
-from scpo_ray.stages.recipes import GLOBAL_MODEL, TRAINING
+from scpo_ray.stages.recipes import GLOBAL_MODEL
 
 STAGES = {
     "prepare": ("prepared",),
@@ -121,11 +122,10 @@ def records(address: str) -> list[StageRecord]:
             unfinished = unfinished and has_ruler == (stage == "train")
         damage = next(filter(None, (_damage(run, *place) for place in places)), "")
         missing = failed = 0
-        if stage == "train":
-            try:
-                missing, failed = _missing(run, {name for name, _ in places})
-            except ArtifactError as error:
-                damage = damage or str(error)
+        try:
+            missing, failed = _missing(run, stage, {name for name, _ in places})
+        except ArtifactError as error:
+            damage = damage or str(error)
         if places or unfinished or missing or damage:
             manifests = [manifest for _, manifest in places if isinstance(manifest, Manifest)]
             found.append(
@@ -142,22 +142,15 @@ def records(address: str) -> list[StageRecord]:
     return found
 
 
-def _missing(run: RunDirectory, made: Container[str]) -> tuple[int, int]:
+def _missing(run: RunDirectory, stage: str, made: Container[str]) -> tuple[int, int]:
     """Numbers of models that are asked for and not there, and of those that failed.
 
     Raises:
         ArtifactError: the file that says so is damaged.
     """
-    if TRAINING not in run.names(""):
-        return 0, 0
-    try:
-        said = run.read_json(TRAINING)
-        missing = [name for name in said["wanted"] if name not in made]
-        return len(missing), sum(name in said["failed"] for name in missing)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{run.path(TRAINING)}: not what a training writes ({error}); rerun jobs/train.py"
-        ) from None
+    wanted, failed = asked.read(run, stage)
+    missing = [name for name in wanted if name not in made]
+    return len(missing), sum(name in failed for name in missing)
 
 
 def _damage(run: RunDirectory, name: str, manifest: Manifest | str) -> str | None:

@@ -1,6 +1,5 @@
 """`scpo_ray runs`: what manifests say."""
 
-import json
 import re
 
 import pytest
@@ -10,7 +9,7 @@ from scpo_ray.__main__ import main
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.errors import ArtifactError
 from scpo_ray.ledger import Prices, records, runs_in
-from scpo_ray.stages.recipes import TRAINING
+from scpo_ray.stages import asked
 
 
 def test_stages_their_artifacts_times_and_tokens(controlled_run):
@@ -23,7 +22,7 @@ def test_stages_their_artifacts_times_and_tokens(controlled_run):
     assert found["score"].wall_time_s == pytest.approx(sum(one.wall_time_s for one in scores))
     assert found["train"].num_artifacts == len(_trained(run))
     assert {(record.status, record.num_missing) for record in found.values()} == {("made", 0)}
-    assert set(run.read_json(TRAINING)["wanted"]) == set(_trained(run)), "what train itself wrote"
+    assert set(asked.read(run, "train")[0]) == set(_trained(run)), "what train itself wrote"
     seconds = [one["wall_time_s"] for one in (run.require(name, job="train").statistics for name in _trained(run))]
     cpus = controlled_run.train.num_workers * controlled_run.train.cpus_per_worker
     assert found["train"].hours == pytest.approx({"CPU": cpus * sum(seconds) / 3600, "GPU": 0.0})
@@ -141,25 +140,26 @@ def test_a_manifest_that_is_none_hides_no_other_stage_or_run(small_run, capsys, 
     assert "1 of 2 artifacts" in ended.out and "prepared/manifest.json: not a manifest" in ended.err
 
 
-@pytest.mark.parametrize(("failed", "status"), [({}, "unfinished"), ({"reward_models/C": "died"}, "failed")])
-def test_models_that_were_asked_for_and_are_not_there(small_run, capsys, monkeypatch, failed, status):
+@pytest.mark.parametrize(("stage", "folder"), [("train", "reward_models"), ("ppo", "policies")])
+@pytest.mark.parametrize(("failed", "status"), [("", "unfinished"), ("C", "failed")])
+def test_models_that_were_asked_for_and_are_not_there(small_run, capsys, monkeypatch, stage, folder, failed, status):
     monkeypatch.setenv("COLUMNS", "300")
-    wanted = [f"reward_models/{name}" for name in "ABC"]
-    (small_run / TRAINING).write_text(json.dumps({"wanted": wanted, "failed": failed}))
+    wanted = [f"{folder}/{name}" for name in "ABC"]
+    asked.write(RunDirectory(str(small_run)), stage, wanted, {f"{folder}/{name}": "died" for name in failed})
     assert records(str(small_run))[-1].num_missing == 3, "killed before the first"
     for name in wanted[:2]:
-        with Recipe(name, "train", {}, {}, 0).making(RunDirectory(str(small_run))):
+        with Recipe(name, stage, {}, {}, 0).making(RunDirectory(str(small_run))):
             pass
     main(["runs", str(small_run)])
-    assert re.search(rf"train\s+│ {status}\s+│ .*│\s+2 of 3 │", capsys.readouterr().out)
-    with Recipe(wanted[2], "train", {}, {}, 0).making(RunDirectory(str(small_run))):
+    assert re.search(rf"{stage}\s+│ {status}\s+│ .*│\s+2 of 3 │", capsys.readouterr().out)
+    with Recipe(wanted[2], stage, {}, {}, 0).making(RunDirectory(str(small_run))):
         pass
     assert records(str(small_run))[-1].status == "made", "what failed once was made later"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"wanted": ["reward_models/A"]}'])
 def test_what_says_nothing_of_a_training_is_damage(small_run, text):
-    (small_run / TRAINING).write_text(text)
+    (small_run / asked.FILES["train"]).write_text(text)
     assert [(one.stage, one.status) for one in records(str(small_run))][1:] == [
         ("train_global", "made"),
         ("train", "damaged"),

@@ -80,6 +80,7 @@ def test_prometheus_gets_what_the_manifests_say(ray_cluster, controlled_run):
         "select",
         "train",
         "evaluate",
+        "report",
     }  # prepare may know no Ray yet
 
 

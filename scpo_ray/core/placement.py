@@ -35,6 +35,18 @@ def reason_unplaceable(bundles: Sequence[Resources], nodes: Sequence[Resources])
     return None
 
 
+def room(bundle: Resources, nodes: Sequence[Resources]) -> tuple[int, int]:
+    """Nodes that can hold a bundle, and how many of it all of them have room for, each filled with nothing else.
+
+    Raises:
+        ValueError: the bundle is empty, and fits without end.
+    """
+    if not any(bundle.values()):
+        raise ValueError("an empty bundle goes anywhere, any number of times")
+    places = [_copies(bundle, node) for node in nodes]
+    return sum(number > 0 for number in places), sum(places)
+
+
 def _copies(bundle: Resources, node: Resources) -> int:
     """How often a bundle fits an empty node."""
     fits = [int((node.get(name, 0.0) + _ROUNDING) // amount) for name, amount in bundle.items() if amount]

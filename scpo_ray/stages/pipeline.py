@@ -13,7 +13,7 @@ from scpo_ray.cli import dump_yaml
 from scpo_ray.config import Config
 from scpo_ray.errors import TrainingError
 from scpo_ray.runtime import console
-from scpo_ray.stages import evaluate, prepare, report, score, select, train, train_global
+from scpo_ray.stages import evaluate, preflight, prepare, report, score, select, train, train_global
 from scpo_ray.training.task import check_checkpoint_dir
 
 
@@ -34,7 +34,8 @@ def run(config: Config) -> str:
 
     Raises:
         ScpoError: a stage cannot go on.
-        DataError: there are no test pairs to measure anything with; raised before anything is trained.
+        ConfigError: no device has the memory for a model; raised, as the next, before anything is trained.
+        DataError: there are no test pairs to measure anything with.
         TrainingError: communities failed to train; raised at the very end, when the others are in the report.
     """
     directory = RunDirectory(config.run_dir)
@@ -45,6 +46,8 @@ def run(config: Config) -> str:
     directory.write_file("config.yaml", dump_yaml(config).encode())
     console.print(Text(_prepared_line(prepared)))
     _check_test_pairs(config, prepared)
+    if lines[0].was_made:
+        preflight.after_prepare(config, "pipeline")
     _timed(lines, "train_global", lambda: train_global.run(config))
     _timed(lines, "score", lambda: score.run(config))
     _timed(lines, "select", lambda: select.run(config)[0])

@@ -1,7 +1,7 @@
 """A job's plan: what starts where, and what it will take; and whether the models that it names can be used."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -10,6 +10,7 @@ from scpo_ray import hardware, model_files, models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.capacity import Capacity
 from scpo_ray.config import Config
+from scpo_ray.core.placement import room
 from scpo_ray.errors import ConfigError, DataError, ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.reporting.numbers import NONE, count, duration
@@ -29,7 +30,7 @@ class StagePlan:
 
 
 def make(
-    config: Config, directory: RunDirectory, stages: Sequence[str], made: set[str], has: Capacity
+    config: Config, directory: RunDirectory, stages: Sequence[str], made: Collection[str], has: Capacity
 ) -> list[StagePlan]:
     """A line for every stage.
 
@@ -125,20 +126,30 @@ def table(plans: list[StagePlan], has: Capacity) -> Table:
     totals = ", ".join(f"{amount:g} {name}" for name, amount in has.totals.items() if amount)
     shown = Table(title=f"Plan: {len(has.nodes)} node{'s' if len(has.nodes) > 1 else ''}, {totals} ({has.where})")
     shown.title_justify = "left"
-    for name in ("stage", "starts", "reserves, each", "tokens", "PFLOP", "memory, each", "sends, each", "about"):
-        shown.add_column(name, justify="left" if name in ("stage", "starts", "reserves, each") else "right")
+    words = ("stage", "starts", "reserves, each", "on")
+    for name in (*words, "tokens", "PFLOP", "memory, each", "sends, each", "about"):
+        shown.add_column(name, justify="left" if name in words else "right")
     for plan in plans:
-        shown.add_row(plan.stage, *_starts(plan), *_costs(plan, has))
+        shown.add_row(plan.stage, *_starts(plan, has), *_costs(plan, has))
     return shown
 
 
-def _starts(plan: StagePlan) -> tuple[str, str]:
+def _starts(plan: StagePlan, has: Capacity) -> tuple[str, str, str]:
     if plan.is_made:
-        return "nothing: it is made", ""
+        return "nothing: it is made", "", ""
     if plan.needs is None:
-        return "nothing: in the job's process", ""
-    kinds = list(dict.fromkeys(_resources(bundle) for bundle in plan.needs.bundles))
-    return plan.needs.what, " | ".join(kinds)
+        return "in the job's process", "", ""
+    kinds = {_resources(bundle): _places(bundle, has) for bundle in plan.needs.bundles}
+    return plan.needs.what, "\n".join(kinds), "\n".join(kinds.values())
+
+
+def _places(bundle: Mapping[str, float], has: Capacity) -> str:
+    """Where a bundle can go, and how many of it could."""
+    if not any(bundle.values()):
+        return "any node"
+    hosts, number = room(bundle, has.nodes)
+    nodes = f"{hosts} of {len(has.nodes)} nodes" if len(has.nodes) > 1 else "this node"
+    return f"{nodes}, room for {number}"
 
 
 def _resources(bundle: dict) -> str:

@@ -13,13 +13,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from jaxtyping import Float
+from rich.text import Text
 from torch import Tensor
 
 from scpo_ray import nodes
 from scpo_ray.artifacts import Recipe, RunDirectory, content_hash_of
 from scpo_ray.config import Config, PpoConfig
 from scpo_ray.core.kl import AdaptiveKL, FixedKL
-from scpo_ray.errors import SynchronizationError
+from scpo_ray.errors import ModelError, SynchronizationError, TrainingError, WorkerError
 from scpo_ray.models import load_tokenizer
 from scpo_ray.ppo import experience, objective, placement, step_metrics, tracking
 from scpo_ray.ppo import prompts as prompt_sets
@@ -32,7 +33,7 @@ from scpo_ray.ppo.learners import LearnerDied
 from scpo_ray.ppo.objective import Scale, Scores, Target
 from scpo_ray.ppo.records import Experience, Prompt, Rollout, Sample
 from scpo_ray.runtime import Bar, connect, console, progress_bar
-from scpo_ray.stages import policy_evaluation, policy_page, recipes
+from scpo_ray.stages import asked, policy_evaluation, policy_page, recipes
 from scpo_ray.stages.community_models import scales
 from scpo_ray.stages.policy_plan import Plan, held_out_name, make_plan, training_prompts
 from scpo_ray.training.policy_card import policy_card
@@ -45,8 +46,9 @@ def run(config: Config) -> str:
     Raises:
         ConfigError: unknown communities, loggers that are not installed, a cluster that is too small.
         ArtifactError: the start policy or a reward model is missing.
-        ModelError: the policy cannot be run, or a reward is not finite.
-        TrainingError: training cannot go on; everything up to the last checkpoint is kept.
+        ModelError: the policy cannot be run.
+        TrainingError: training cannot go on, or policies failed, in which case the others are trained, measured and shown;
+            everything up to the last checkpoint is kept.
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.ppo.checkpoint_dir, "ppo")
@@ -54,6 +56,7 @@ def run(config: Config) -> str:
     plan = make_plan(config, directory)
     for recipe in plan.missing.values():
         checkpoints_in(directory, recipe, config.ppo).refuse_other_layout(config.ppo, "ppo")
+    failed: dict[Target, str] = {}
     if plan.missing or policy_evaluation.is_missing(config, directory, plan):
         connect(config.log_format)
         placement.check(placement.layout(config.ppo), nodes.totals())
@@ -67,10 +70,43 @@ def run(config: Config) -> str:
             score_config=config.score.model_copy(update={"precision": recipes.score_precision(config)}),
             with_learners=True,
         ) as crew:
-            for target, recipe in plan.missing.items():
-                Controller(config, directory, plan, target, recipe, crew, known_scales).run()
-            policy_evaluation.run(config, directory, plan, crew, known_scales)
-    return policy_page.write(config, directory, plan)
+            failed = _train(config, directory, plan, crew, known_scales)
+            plan = replace(plan, recipes={each: made for each, made in plan.recipes.items() if each not in failed})
+            if plan.recipes:
+                policy_evaluation.run(config, directory, plan, crew, known_scales)
+    page = policy_page.write(config, directory, plan) if plan.recipes else ""
+    if failed:
+        reasons = "; ".join(f"{target.name}: {reason}" for target, reason in failed.items())
+        raise TrainingError(
+            f"{len(failed)} of {len(failed) + len(plan.recipes)} policies not trained: {reasons}"
+            + (f" (the others are in {directory.path(policy_page.PAGE)})" if page else "")
+        )
+    return page
+
+
+def _train(
+    config: Config, directory: RunDirectory, plan: Plan, crew: Crew, known_scales: Mapping[str, Scale]
+) -> dict[Target, str]:
+    """Every missing policy, one after another; why those failed that did.
+
+    Raises:
+        WorkerError: more actors died than `ppo.max_failures` bears.
+        SynchronizationError: an engine does not hold what was published, which concerns every policy.
+    """
+    names = [recipe.name for recipe in plan.recipes.values()]
+    failed: dict[Target, str] = {}
+    asked.write(directory, "ppo", names, {})
+    for target, recipe in plan.missing.items():
+        try:
+            Controller(config, directory, plan, target, recipe, crew, known_scales).run()
+        except (WorkerError, SynchronizationError):
+            raise
+        except (ModelError, TrainingError) as error:
+            failed[target] = str(getattr(error, "cause", error))
+            asked.write(directory, "ppo", names, {plan.recipes[each].name: why for each, why in failed.items()})
+            crew.learners.stop()  # in the middle of a step, perhaps
+            console.print(Text.assemble(("failed", "bold red"), f" {target.name}: {failed[target]}"))
+    return failed
 
 
 class Controller:

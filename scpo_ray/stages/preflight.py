@@ -3,9 +3,10 @@
 `--dry-run` stops after it. What can be refused without a model library is refused first, in a second or two.
 """
 
+import contextlib
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -29,7 +30,8 @@ _STORAGE_S = 2
 
 
 def passed(config: Config, job: str) -> bool:
-    """Refuse now what would fail later, and show the plan.
+    """Refuse now what would fail later, and show the plan; of a job that prepares its data first it is shown `after_prepare`, but
+    under `--dry_run`.
 
     Returns:
         Whether the job is to go on: False under `--dry_run`, after the plan.
@@ -39,6 +41,7 @@ def passed(config: Config, job: str) -> bool:
         StorageError: the run directory cannot be written.
         ArtifactError: an artifact that is there was made by another config, or from other inputs.
         ModelError: a model cannot be used.
+        DataError: under `--dry_run`, the data cannot be prepared.
         TrainingError: an unfinished training was left by another number of workers.
     """
     has = capacity(config.log_format)
@@ -57,12 +60,53 @@ def passed(config: Config, job: str) -> bool:
     for stage in JOBS[job]:
         plan.check_model(config, stage)
     check_policies(config, directory, job)
+    if not config.dry_run and "prepare" in JOBS[job] and "prepare" not in made:
+        return True  # the plan needs the data: the job shows it when that is prepared, for which no actor starts
+    with _prepared(config, job, made) as directory:
+        show_plan(config, directory, job, made, has)
+    return not config.dry_run
+
+
+def show_plan(config: Config, directory: RunDirectory, job: str, made: Collection[str], has: Capacity) -> None:
+    """What starts where, and what it takes; on stdout under `--dry_run`, else among what is said of the progress.
+
+    Args:
+        directory: where the data is prepared.
+        made: stages of which nothing is left to do.
+
+    Raises:
+        ConfigError: no device has the memory for a stage's model.
+    """
+    from scpo_ray.stages import plan
+
     plans = plan.make(config, directory, JOBS[job], made, has)
     for line in plans:
         plan.check_memory(line, has)
     if config.dry_run or any(line.needs for line in plans):
         (make_console(stderr=False) if config.dry_run else console).print(plan.table(plans, has))
-    return not config.dry_run
+
+
+def after_prepare(config: Config, job: str) -> None:
+    """The plan of a job whose data has just been prepared.
+
+    Raises:
+        ConfigError: no device has the memory for a stage's model.
+    """
+    show_plan(config, RunDirectory(config.run_dir), job, {"prepare"}, capacity(config.log_format))
+
+
+@contextlib.contextmanager
+def _prepared(config: Config, job: str, made: Collection[str]) -> Iterator[RunDirectory]:
+    """The run directory; before its data is prepared another, which goes again, in which it is."""
+    if "prepare" not in JOBS[job] or "prepare" in made:
+        yield RunDirectory(config.run_dir)
+        return
+    from scpo_ray.stages import prepare
+
+    console.print("dry run: preparing the data in a temporary folder, to count it")
+    with tempfile.TemporaryDirectory(prefix="scpo_ray_dry_run_") as folder:
+        prepare.run(config.with_settings({"run_dir": folder}))
+        yield RunDirectory(folder)
 
 
 def check_placement(config: Config, stage: str, has: Capacity) -> None:

@@ -12,8 +12,6 @@ from scpo_ray.errors import ArtifactError, ConfigError
 from scpo_ray.records import ModelName, safe_name
 from scpo_ray.stages.needs import reserved
 
-TRAINING = "training.json"
-"""In the run directory: folders of the models that the last training was asked for, and why some failed."""
 PREPARED, GLOBAL_MODEL, SCORES, EVALUATION = "prepared", "global_model", "scores", "evaluation"
 START_POLICY, POLICY_EVALUATION, BEST_OF_N = "start_policy", "policy_evaluation", "best_of_n"
 OTHER_RULER, OTHER_SCORES = "other_ruler", "other_scores"

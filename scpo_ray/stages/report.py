@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.table import Table
 
+from scpo_ray import telemetry
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.records import ModelName
@@ -44,12 +45,13 @@ def run(config: Config, failures: Mapping[ModelName, str] = _NO_FAILURES) -> str
         ArtifactError: an artifact is missing, or another config or other inputs made it.
     """
     directory = RunDirectory(config.run_dir)
-    page = gather(config, failures)
-    for name, content in exports(page):
-        directory.write_file(f"report/{name}", content)
-    if page.results:
-        _fill_model_cards(config, directory, page)
-    directory.write_file(REPORT, render(page).encode())
+    with telemetry.stage(directory.absolute_address, "report"):
+        page = gather(config, failures)
+        for name, content in exports(page):
+            directory.write_file(f"report/{name}", content)
+        if page.results:
+            _fill_model_cards(config, directory, page)
+        directory.write_file(REPORT, render(page).encode())
     return directory.path(REPORT)
 
 

@@ -1,6 +1,5 @@
 """One reward model per community and strategy, all in one Ray Train job."""
 
-import json
 import math
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from scpo_ray.config import Arm, Config
 from scpo_ray.errors import DataError, ScpoError, TrainingError
 from scpo_ray.records import ModelName
 from scpo_ray.runtime import Bar, connect, progress_bar
-from scpo_ray.stages import recipes
+from scpo_ray.stages import asked, recipes
 from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.prepare import check_known
 from scpo_ray.training.model_card import licence_of
@@ -63,10 +62,9 @@ def run(config: Config) -> TrainOutcome:
 
 
 def _write_state(config: Config, directory: RunDirectory, outcome: TrainOutcome) -> None:
-    """What is asked for and what failed, for `scpo_ray runs`, which knows no config."""
     failed = {recipes.model_folder(config, name): reason for name, reason in outcome.failed.items()}
     wanted = [recipes.model_folder(config, name) for _, name in model_names(config, directory)]
-    directory.write_file(recipes.TRAINING, json.dumps({"wanted": wanted, "failed": failed}, indent=1).encode())
+    asked.write(directory, "train", wanted, failed)
 
 
 def run_job(config: Config) -> str:

@@ -18,7 +18,8 @@ from scpo_ray.errors import ArtifactError, TrainingError
 from scpo_ray.records import safe_name
 from scpo_ray.reporting.numbers import percent
 from scpo_ray.runtime import connect
-from scpo_ray.stages import prepare, score, train_global
+from scpo_ray.stages import preflight, prepare, score, train_global
+from scpo_ray.stages.recipes import PREPARED
 from scpo_ray.stages.search import Outcome, Search, check_validation
 from scpo_ray.stages.train import communities_to_train
 from scpo_ray.training.queue import start_queue
@@ -49,8 +50,11 @@ def run(config: Config) -> dict[str, Manifest]:
     connect(config.log_format)
     check_resources(config.train, config.train.num_worker_groups)
     directory = RunDirectory(config.run_dir)
+    is_prepared = directory.find(PREPARED) is not None
     prepare.run(config)
     check_validation(config, directory)
+    if not is_prepared:
+        preflight.after_prepare(config, "tune")
     for stage in (train_global, score):
         stage.run(config)
     with _alone(config, directory):

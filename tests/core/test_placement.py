@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_ray.core.placement import reason_unplaceable
+from scpo_ray.core.placement import reason_unplaceable, room
 
 CPU_NODE, GPU_NODE = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
 
@@ -29,6 +29,22 @@ CPU_NODE, GPU_NODE = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}
 )
 def test_reasons(bundles, nodes, reason):
     assert reason_unplaceable(bundles, nodes) == reason
+
+
+@pytest.mark.parametrize(
+    ("bundle", "nodes", "expected"),
+    [
+        ({"CPU": 1, "GPU": 1}, [CPU_NODE, GPU_NODE, GPU_NODE], (2, 4)),
+        ({"CPU": 6, "GPU": 0.0}, [CPU_NODE, GPU_NODE], (1, 1)),
+        ({"GPU": 0.3}, [GPU_NODE], (1, 6)),
+        ({"CPU": 9}, [CPU_NODE, GPU_NODE], (0, 0)),
+    ],
+)
+def test_room(bundle, nodes, expected):
+    """A GPU node holds 2 bundles of a GPU and 6 of three tenths: 2 GPU / 0.3 = 6.67."""
+    assert room(bundle, nodes) == expected
+    with pytest.raises(ValueError, match="an empty bundle goes anywhere"):
+        room({"CPU": 0.0}, nodes)
 
 
 AMOUNTS = st.dictionaries(st.sampled_from(["CPU", "GPU"]), st.integers(0, 4).map(float), min_size=1)

@@ -19,10 +19,10 @@ from scpo_ray.cli import load_config
 from scpo_ray.config import Config
 from scpo_ray.config.cluster import NodeShape
 from scpo_ray.errors import ArtifactError, StorageError
-from scpo_ray.stages import preflight
+from scpo_ray.stages import preflight, prepare
 from tests.chaos.faults import Schedule, disturb, left_over
 from tests.clusters import JOB_S, RAY, ROOT, Cluster, cluster, submit
-from tests.conftest import FINISHED
+from tests.conftest import FINISHED, TINY
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +165,13 @@ def test_a_bucket_that_is_not_there(s3):
     assert not boto3.client("s3").list_objects_v2(Bucket="runs", Prefix="run/").get("Contents")
 
 
-def test_another_configs_artifacts_on_s3_are_refused(two_nodes, s3, finished_run):
-    other = finished_run.model_copy(update={"run_dir": f"{s3}/demo", "seed": 5})
-    with pytest.raises(ArtifactError, match=r"s3://runs/demo/prepared: made with seed = 0, this config has 5"):
+def test_another_configs_artifacts_on_s3_are_refused(s3):
+    config = Config(run_dir=f"{s3}/of_another_seed", **TINY)
+    prepare.run(config)
+    other = config.model_copy(update={"seed": 5})
+    with pytest.raises(
+        ArtifactError, match=r"s3://runs/of_another_seed/prepared: made with seed = 0, this config has 5"
+    ):
         preflight.check_artifacts(other, RunDirectory(other.run_dir), "pipeline")
 
 

@@ -1,5 +1,6 @@
 """PPO on real vLLM and DeepSpeed: it raises what it should, and goes on as if nothing had happened when actors are killed."""
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -18,7 +19,8 @@ from scpo_ray import policies
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.cli import dump_yaml
 from scpo_ray.config import Config, LoraConfig
-from scpo_ray.errors import ModelError, SynchronizationError
+from scpo_ray.errors import ModelError, SynchronizationError, TrainingError
+from scpo_ray.ledger import records
 from scpo_ray.ppo.crew import Crew, at_work
 from scpo_ray.ppo.forward import collate, log_probs_of, response_logits
 from scpo_ray.ppo.objective import Target
@@ -351,6 +353,38 @@ def test_a_reward_model_that_gives_no_number_stops_the_run_with_the_response(
     with pytest.raises(ModelError, match=r"broken: reward nan for response '.+'; the checkpoint is damaged"):
         controller(config, plan, others, known_scales, "broken").run()
     pool.stop()
+
+
+def test_a_policy_that_fails_does_not_take_the_others(config, crew, tmp_path, monkeypatch):
+    """The first of two, in the middle of a step; what is there of the other is measured and shown, and a rerun mends it."""
+    run = tmp_path / "run"
+    shutil.copytree(config.run_dir, run, ignore=shutil.ignore_patterns("pol*", "logs", "ppo.html"))
+    again = config.with_settings(
+        {"run_dir": str(run), "ppo.num_steps": 1, "ppo.evaluation.max_prompts": 4, "ppo.overlap": True}
+    )
+    monkeypatch.setattr(ppo, "at_work", lambda *arguments, **options: contextlib.nullcontext(crew))
+    update = ppo.Controller.update
+
+    def explodes(self, batch):
+        if self.target.name == FIRST:
+            raise TrainingError("policy_loss is inf")
+        return update(self, batch)
+
+    monkeypatch.setattr(ppo.Controller, "update", explodes)
+    with pytest.raises(
+        TrainingError, match=rf"1 of 2 policies not trained: {FIRST}: policy_loss is inf \(the others .*html"
+    ):
+        ppo.run(again)
+    assert RunDirectory(str(run)).names("policies") == [folder_of(again, SECOND)]
+    tables = RunDirectory(str(run)).read_table(f"{recipes.POLICY_EVALUATION}/judgements.parquet")
+    assert set(tables["policy"].to_pylist()) == {"start", SECOND}
+    assert f"policy {SECOND} gained" in (run / "ppo.html").read_text()
+    (record,) = (one for one in records(str(run)) if one.stage == "ppo")
+    assert (record.status, record.num_missing, record.num_failed) == ("failed", 1, 1)
+    monkeypatch.setattr(ppo.Controller, "update", update)
+    assert f"policy {FIRST} gained" in ppo.run(again)
+    (record,) = (one for one in records(str(run)) if one.stage == "ppo")
+    assert (record.status, record.num_missing) == ("made", 0)
 
 
 @pytest.mark.slow  # tests/chaos kills the same, and more

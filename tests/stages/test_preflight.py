@@ -1,6 +1,8 @@
 """What can never work is refused before an actor starts; what can is planned."""
 
+import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,13 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.capacity import Capacity
 from scpo_ray.cli import dump_yaml
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, ModelError, StorageError, TrainingError
-from scpo_ray.stages import plan, preflight, prepare
+from scpo_ray.reporting.numbers import count
+from scpo_ray.stages import pipeline, plan, preflight, prepare
 from scpo_ray.stages.estimate import read_data
 from scpo_ray.stages.needs import JOBS, needs_of, reserved
 from scpo_ray.stages.plan import estimate
@@ -360,8 +364,41 @@ def run_job(job: str, *options: str) -> subprocess.CompletedProcess[str]:
 def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path):
     done = run_job("pipeline", "--run_dir", str(tmp_path / "run"), "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "Plan: 1 node" in done.stdout and "1 training worker" in done.stdout
+    assert "Plan: 1 node" in done.stdout
+    assert "preparing the data in a temporary folder" in done.stderr
     assert not list(tmp_path.iterdir())
+    (training,) = (line for line in done.stdout.splitlines() if "│ train_global" in line)
+    cells = [cell.strip() for cell in training.strip("│").split("│")]
+    assert cells[1:3] == ["1 training worker", "1 CPU"] and re.fullmatch(r"this node, room for \d+", cells[3])
+    config = of(tmp_path)
+    prepare.run(config)
+    expected = estimate(config, RunDirectory(config.run_dir), "train_global", LAPTOP)
+    assert cells[4] == count(expected.num_tokens), "counted as if it had been prepared"
+
+
+def test_what_is_seen_of_a_cluster(tmp_path):
+    """Which nodes can hold an actor, and how many of them."""
+    config = of(tmp_path, train={"use_gpu": True, "num_workers": 8, "num_worker_groups": 2, "cpus_per_worker": 6})
+    shown = Console(width=200, file=io.StringIO())
+    lines = [plan.StagePlan(stage, False, needs_of(config, stage), None) for stage in ("score", "select", "train")]
+    shown.print(plan.table(lines, GPU_CLUSTER))
+    text = shown.file.getvalue()
+    assert re.search(r"score .* 1 CPU +│ 3 of 3 nodes, room for 80 ", text)
+    assert re.search(r"train .* 6 CPU, 1 GPU +│ 2 of 3 nodes, room for 10 ", text)
+    assert re.search(r"select +│ in the job's process +│ +│ +│", text)
+
+
+def test_a_model_without_a_device_is_refused_once_the_data_is_prepared(tmp_path):
+    """Before any actor starts, and under --dry-run as well."""
+    huge = {"train_global.scratch.hidden_size": 8192, "train_global.scratch.num_layers": 80}
+    config = of(tmp_path, **TINY).with_settings(huge)
+    with pytest.raises(ConfigError, match=r"^train_global: weights, gradients .* and the largest node has"):
+        preflight.passed(config.with_settings({"dry_run": True}), "pipeline")
+    assert not list(tmp_path.iterdir())
+    assert preflight.passed(config, "pipeline")
+    with pytest.raises(ConfigError, match=r"^train_global: weights, gradients .* and the largest node has"):
+        pipeline.run(config)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"prepared", "config.yaml"}
 
 
 @pytest.mark.parametrize(
