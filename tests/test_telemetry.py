@@ -61,6 +61,7 @@ def test_prometheus_gets_what_the_manifests_say(ray_cluster, controlled_run):
         ("padded_tokens_total", "score", "", ""): sum(one["num_padded_tokens"] for one in scores),
         ("stage_running", "train", "", ""): 0,
         ("queue_depth", "train", "", ""): 0,
+        ("stage_running", "report", "", ""): 0,
     }
     for community, of_community in decided.items():
         wanted["kept_share", "select", "filter_weight", community] = of_community["kept_share"]["train"]

@@ -358,7 +358,9 @@ def test_a_reward_model_that_gives_no_number_stops_the_run_with_the_response(
 def test_a_policy_that_fails_does_not_take_the_others(config, crew, tmp_path, monkeypatch):
     """The first of two, in the middle of a step; what is there of the other is measured and shown, and a rerun mends it."""
     run = tmp_path / "run"
-    shutil.copytree(config.run_dir, run, ignore=shutil.ignore_patterns("pol*", "logs", "ppo.html"))
+    for name in ("run", "score_cache"):  # the crew holds the CPUs that scoring would need
+        ignored = shutil.ignore_patterns("pol*", "logs", "ppo.html")
+        shutil.copytree(Path(config.run_dir).parent / name, tmp_path / name, ignore=ignored)
     again = config.with_settings(
         {"run_dir": str(run), "ppo.num_steps": 1, "ppo.evaluation.max_prompts": 4, "ppo.overlap": True}
     )
