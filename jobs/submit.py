@@ -22,7 +22,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("jobs", nargs="+", choices=JOBS, metavar="JOB", help=", ".join(JOBS))
-    parser.add_argument("--address", help="of the job server; RAY_API_SERVER_ADDRESS when unset")
+    parser.add_argument("--address", help="of the job server; when unset RAY_API_SERVER_ADDRESS")
     parser.add_argument(
         "--entrypoint-memory-gib",
         type=float,

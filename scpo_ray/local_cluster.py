@@ -34,12 +34,17 @@ def read_shape(file: str) -> LocalClusterConfig:
         ConfigError: it cannot be read, or a value is not legal.
     """
     try:
-        return LocalClusterConfig.model_validate(yaml.safe_load(Path(file).read_text()))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: holds no keys; write `nodes:` and what clusters/local.yaml has")
+    try:
+        return LocalClusterConfig.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ConfigError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        place = [".".join(map(str, first["loc"]))] if first["loc"] else []
+        raise ConfigError(": ".join([file, *place, first["msg"].removeprefix("Value error, ")])) from None
 
 
 def up(config: LocalClusterConfig, *, environment: Mapping[str, str] = os.environ) -> str:
@@ -78,7 +83,8 @@ def down(config: LocalClusterConfig) -> list[str]:
     ended = [name for name, _ in sessions(folder)]
     for name in reversed(ended):
         end_node(config, name)
-    (folder / _STATE).unlink(missing_ok=True)
+    if (folder / _STATE).is_file():
+        (folder / _STATE).unlink()
     return ended
 
 
@@ -177,7 +183,9 @@ def _start(folder: Path, node: NodeShape, environment: Mapping[str, str], *argum
         )
     born = psutil.Process(started.pid).create_time()
     state = _read_state(folder) | {node.name: [started.pid, born, ports[_AGENT_PORTS[0]]]}
-    (folder / _STATE).write_text(json.dumps(state))
+    draft = folder / f".{_STATE}"
+    draft.write_text(json.dumps(state))
+    draft.replace(folder / _STATE)  # whole, whenever this process dies
 
 
 _AGENT_PORTS = (
@@ -201,11 +209,12 @@ def await_nodes(config: LocalClusterConfig, token: str, number: int) -> None:
     """
     folder, end = Path(config.folder), time.monotonic() + START_TIMEOUT_S
     while _num_alive(address_of(config), token) < number or not all(map(_listens, agent_ports(config).values())):
-        if time.monotonic() > end or len(list(sessions(folder))) < number:
+        is_late, has_ended = time.monotonic() > end, len(list(sessions(folder))) < number
+        if is_late or has_ended:
             name = list(_read_state(folder))[-1]
             raise ClusterError(
-                f"node {name} did not join within {START_TIMEOUT_S:g} s; see {folder / name}.log; "
-                "`scpo_ray cluster down` ends the others"
+                f"node {name} {'ended' if has_ended else f'did not join within {START_TIMEOUT_S:g} s'}; see "
+                f"{folder / name}.log; `scpo_ray cluster down` ends the others"
             )
         time.sleep(0.2)
 
@@ -236,7 +245,10 @@ def _token(environment: Mapping[str, str]) -> str:
 
 def _make_private(folder: Path) -> None:
     """Make it, for this user alone: what Ray unpacks and runs in it, others may write."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClusterError(f"{folder}: cannot be made ({error.strerror}); give another `folder`") from None
     if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
         raise ClusterError(
             f"{folder}: a link, or another user's, who could change what runs here; give another `folder`"
@@ -245,8 +257,18 @@ def _make_private(folder: Path) -> None:
 
 
 def _read_state(folder: Path) -> dict[str, list]:
+    """Node name -> process session, when its first process was born, its agent's port.
+
+    Raises:
+        ClusterError: the file is damaged.
+    """
     file = folder / _STATE
-    return json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError):
+        raise ClusterError(
+            f"{file}: damaged, so that its nodes are not known; end them (pkill -f temp-dir={folder}) and delete the file"
+        ) from None
 
 
 def agent_ports(config: LocalClusterConfig) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import shlex
 import sys
 import time
@@ -22,7 +23,7 @@ def submit(job: str, settings: Sequence[str], *, address: str | None = None, mem
     """Send the current folder, run `python jobs/JOB.py SETTINGS` there, and show what it writes until it ends.
 
     Args:
-        address: of the job server; RAY_API_SERVER_ADDRESS when unset.
+        address: of the job server, whatever RAY_API_SERVER_ADDRESS says; that when unset.
         memory_gib: reserved for the job's own process; with any it may run on every node. No CPU is: stages need them all.
 
     Returns:
@@ -60,6 +61,8 @@ def submit(job: str, settings: Sequence[str], *, address: str | None = None, mem
 
 
 def _client(address: str | None) -> JobSubmissionClient:
+    if address is not None:
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # else Ray lets what is set there win
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:

@@ -1,11 +1,14 @@
 """Shape of a Ray cluster on one machine (clusters/local.yaml)."""
 
+import math
+
 from pydantic import Field, field_validator, model_validator
 
 from scpo_ray.config.section import Section
 
 _LONGEST_PATH = 40
 """Of 107 bytes that a socket's path may have, Ray's session takes the rest."""
+_RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 class NodeShape(Section):
@@ -18,6 +21,16 @@ class NodeShape(Section):
     num_gpus: int = Field(default=0, ge=0)
     resources: dict[str, float] = Field(default_factory=dict)
     """Custom resources, to place work by name: `{second: 1}`."""
+
+    @field_validator("resources")
+    @classmethod
+    def _are_custom(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name, amount in resources.items():
+            if name in _RAYS_OWN:
+                raise ValueError(f"{name} is Ray's own; use num_cpus, num_gpus or object_store_mb")
+            if not 0 < amount < math.inf:
+                raise ValueError(f"{name}: {amount} is no amount; give a number above 0")
+        return resources
 
 
 class LocalClusterConfig(Section):
@@ -35,6 +48,12 @@ class LocalClusterConfig(Section):
 
     object_store_mb: int = Field(default=500, ge=80)
     """Shared memory of each node, MB."""
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "LocalClusterConfig":
+        if self.port == self.dashboard_port:
+            raise ValueError(f"port and dashboard_port are both {self.port}; give each its own")
+        return self
 
     @model_validator(mode="after")
     def _sockets_have_short_paths(self) -> "LocalClusterConfig":

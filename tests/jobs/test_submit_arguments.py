@@ -1,10 +1,13 @@
 """What is wrong with a command line of jobs/submit.py is said before a cluster is asked."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from scpo_ray.local_cluster import free_port
 
 SUBMIT = Path(__file__).parents[2] / "jobs/submit.py"
 
@@ -20,6 +23,23 @@ def test_another_folder_is_not_uploaded(tmp_path):
     )
     assert done.returncode != 0
     assert f"{tmp_path}: no jobs/prepare.py here, and this folder is what would be uploaded" in done.stderr
+
+
+def test_an_address_wins_over_the_environments():
+    """Else a job would run on another cluster than the one that was named."""
+    nowhere, other = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    done = subprocess.run(
+        [sys.executable, str(SUBMIT), "prepare", "--address", nowhere],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=SUBMIT.parents[1],
+        env=os.environ | {"RAY_API_SERVER_ADDRESS": other},
+    )
+    assert done.returncode != 0
+    assert f"{nowhere}: no job server to be reached" in done.stderr
+    assert nowhere.rpartition(":")[2] in done.stderr.partition("(")[2] and other not in done.stderr
 
 
 @pytest.mark.parametrize(
