@@ -24,6 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from scpo_ray.errors import ArtifactError, StorageError
 from scpo_ray.records import SCHEMA_VERSION
@@ -62,6 +63,9 @@ class Manifest:
     def __str__(self) -> str:
         counts = ", ".join(f"{key} {value}" for key, value in self.statistics.items() if isinstance(value, int | float))
         return f"{self.name}: made in {self.wall_time_s:.1f} s" + (f" ({counts})" if counts else "")
+
+
+_TYPES = TypeAdapter(Manifest)
 
 
 class RunDirectory:
@@ -117,6 +121,13 @@ class RunDirectory:
                 text = stream.read()
         try:
             manifest = Manifest(**json.loads(text))
+            _TYPES.validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ArtifactError(
+                f"{self.path(name)}/{MANIFEST}: not a manifest ({place}: {first['msg']}); delete the folder and rerun"
+            ) from None
         except (ValueError, TypeError) as error:  # not JSON, not UTF-8, or not these fields
             raise ArtifactError(
                 f"{self.path(name)}/{MANIFEST}: not a manifest ({error}); delete the folder and rerun"
@@ -166,6 +177,13 @@ class RunDirectory:
         with storage_errors(self.path(folder)):
             infos = self._filesystem.get_file_info(pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True))
         return sorted(info.base_name for info in infos)
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of folders directly inside a folder, sorted, hidden ones left out; empty where there is none."""
+        with storage_errors(self.path(folder)):
+            infos = self._filesystem.get_file_info(pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True))
+        names = (info.base_name for info in infos if info.type == pafs.FileType.Directory)
+        return sorted(name for name in names if not name.startswith("."))
 
     def shared_address(self, name: str) -> str:
         """Of an artifact, for workers on other nodes; `local_copy` makes a folder of it there."""

@@ -103,7 +103,7 @@ def runs_in(root: str) -> list[str]:
     if _is_run(RunDirectory(root)):
         return [root]
     place = RunDirectory(root)
-    found = [f"{root.rstrip('/')}/{name}" for name in place.names("") if _is_run(RunDirectory(place.path(name)))]
+    found = [f"{root.rstrip('/')}/{name}" for name in place.folders("") if _is_run(RunDirectory(place.path(name)))]
     if not found:
         raise ArtifactError(
             f"{root}: no run there, nor in its folders; give a run directory, or the folder that holds them"
@@ -160,7 +160,7 @@ def _damage(run: RunDirectory, name: str, manifest: Manifest | str) -> str | Non
 def _is_begun(run: RunDirectory, stage: str) -> bool:
     """Whether a stage has left something that is still to become an artifact."""
     if stage == "tune":
-        searches = [name for name in run.names("tune") if not name.startswith(".")]
+        searches = run.folders("tune")
         return any(
             "trials" in run.names(f"tune/{name}") and not _has_manifest(run, f"tune/{name}/result") for name in searches
         )
@@ -265,6 +265,6 @@ def _artifacts(run: RunDirectory, folder: str, depth: int) -> Iterator[tuple[str
     if manifest is not None:
         yield folder, manifest
     elif depth:
-        for name in run.names(folder):
-            if not name.startswith(".") and name not in _NOT_RESULTS:
+        for name in run.folders(folder):
+            if name not in _NOT_RESULTS:
                 yield from _artifacts(run, f"{folder}/{name}", depth - 1)

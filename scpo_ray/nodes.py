@@ -1,6 +1,7 @@
 """What nodes a Ray cluster has, and which ones its autoscaler may add. Ray is asked; a job is connected by then."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 
@@ -59,12 +60,28 @@ def _kinds() -> list[tuple[Node, int]]:
     try:
         kinds = [dict(kind) for kind in json.loads(said)]
         found = [
-            ({name: float(amount) for name, amount in kind.items() if name != "nodes"}, int(kind["nodes"]))
+            ({name: _amount(name, kind[name]) for name in kind if name != "nodes"}, _whole(kind["nodes"]))
             for kind in kinds
         ]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ConfigError(
             f"{AUTOSCALING}: {said[:200]!r} cannot be read ({type(error).__name__}: {error}); "
             'it is a list like [{"nodes": 4, "CPU": 16, "GPU": 8}], set where the cluster is defined'
         ) from error
     return [(kind, number) for kind, number in found if kind and number > 0]
+
+
+def _amount(name: str, said: object) -> float:
+    if name.upper() in ("CPU", "GPU") and name != name.upper():
+        raise ValueError(f"{name}: Ray writes {name.upper()}")
+    amount = float(said)  # type: ignore[arg-type]
+    if not 0 <= amount < math.inf:
+        raise ValueError(f"{name}: {amount} is no amount")
+    return amount
+
+
+def _whole(said: object) -> int:
+    number = float(said)  # type: ignore[arg-type]
+    if number < 0 or not number.is_integer():
+        raise ValueError(f"nodes: {said} is no number of nodes")
+    return int(number)

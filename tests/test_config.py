@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from scpo_ray.config import Config, PrepareConfig, SelectConfig
+from scpo_ray.config.section import holds_key
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -104,3 +105,22 @@ class TestPerCommunity:
     def test_what_cannot_differ_is_refused(self, settings, message):
         with pytest.raises(ValidationError, match=message):
             Config(per_community={"Chile": settings})
+
+
+@pytest.mark.parametrize(
+    ("address", "holds"),
+    [
+        ("s3://KEY:SECRET@bucket/x", True),
+        ("s3://KEY@bucket/x", True),
+        ("--run_dir=s3://KEY:SEC/RET@bucket", True),
+        ("a.jsonl,s3://KEY:SECRET@bucket/x.jsonl", True),
+        ('["a.jsonl", "s3://KEY:SE/CR+ET@bucket/x.jsonl"]', True),
+        ("s3://bucket/run@1", False),
+        ("http://host:9000/x", False),
+        ("s3://one/a,s3://two/b", False),
+        ("of http://example.org/a, asked by me@example.org", False),
+        ("s3://bucket/x?endpoint_override=http://host:9000", False),
+    ],
+)
+def test_addresses_that_hold_a_key(address, holds):
+    assert holds_key(address) == holds

@@ -1,5 +1,6 @@
 """`scpo_ray runs`: what manifests say."""
 
+import json
 import re
 
 import pytest
@@ -8,7 +9,7 @@ from scpo_ray import model_files
 from scpo_ray.__main__ import main
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.errors import ArtifactError
-from scpo_ray.ledger import Prices, records, runs_in
+from scpo_ray.ledger import Prices, records, runs_in, verify
 from scpo_ray.stages import asked
 
 
@@ -138,6 +139,24 @@ def test_a_manifest_that_is_none_hides_no_other_stage_or_run(small_run, capsys, 
         main(["verify", str(small_run)])
     ended = capsys.readouterr()
     assert "1 of 2 artifacts" in ended.out and "prepared/manifest.json: not a manifest" in ended.err
+
+
+@pytest.mark.parametrize(
+    "change", [{"wall_time_s": "long"}, {"files": []}, {"statistics": None}, {"reserved": {"CPU": "two"}}]
+)
+def test_a_manifest_with_other_kinds_of_values_is_damage(small_run, change):
+    file = small_run / "prepared/manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    first, second = records(str(small_run))
+    assert (first.status, second.status) == ("damaged", "made")
+    assert f"prepared/manifest.json: not a manifest ({next(iter(change))}" in first.damage
+
+
+def test_a_folder_without_a_manifest_hides_nothing(small_run):
+    """As a deletion leaves it that was broken off: what is there counts for nothing, here as for every job."""
+    (small_run / "prepared/manifest.json").unlink()
+    assert [(one.stage, one.status) for one in records(str(small_run))] == [("train_global", "made")]
+    assert verify(str(small_run)) == (1, [])
 
 
 @pytest.mark.parametrize(("stage", "folder"), [("train", "reward_models"), ("ppo", "policies")])

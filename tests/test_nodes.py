@@ -47,7 +47,22 @@ def test_what_may_be_added_is_not_refused(grows):
         check_resources(training, 2)
 
 
-@pytest.mark.parametrize("said", ["four", "4", '[{"CPU": 4}]', '[{"nodes": "many", "CPU": 4}]', '[["nodes", 4]]'])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "four",
+        "4",
+        '[{"CPU": 4}]',
+        '[{"nodes": "many", "CPU": 4}]',
+        '[["nodes", 4]]',
+        '[{"nodes": 1e400, "CPU": 4}]',
+        '[{"nodes": -1, "CPU": 4}]',
+        '[{"nodes": 1.5, "CPU": 4}]',
+        '[{"nodes": 2, "cpu": 4}]',
+        '[{"nodes": 2, "CPU": -4}]',
+        '[{"nodes": 2, "CPU": NaN}]',
+    ],
+)
 def test_what_cannot_be_read_is_refused(ray_cluster, monkeypatch, said):
     monkeypatch.setenv(nodes.AUTOSCALING, said)
     with pytest.raises(ConfigError, match=r"SCPO_AUTOSCALING: .* it is a list like"):

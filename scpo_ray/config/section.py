@@ -10,8 +10,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def holds_key(address: str) -> bool:
-    """Whether an address names a user, or a key, before its host; secrets of AWS may hold slashes."""
-    return re.search(r"(^|=)[a-zA-Z0-9+.-]+://([^/]*@|[^/]*:.*@)", address) is not None
+    """Whether an address, or one in a list of them, names a user or a key before its host; secrets of AWS may hold slashes."""
+    return re.search(r"""[a-zA-Z0-9+.-]+://([^/,\s"']*@|[^/,\s"']*:[^,\s"']*@)""", address) is not None
 
 
 def _expand_variables(address: str) -> str:

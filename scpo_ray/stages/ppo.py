@@ -36,12 +36,14 @@ from scpo_ray.runtime import Bar, connect, console, progress_bar
 from scpo_ray.stages import asked, policy_evaluation, policy_page, recipes
 from scpo_ray.stages.community_models import scales
 from scpo_ray.stages.policy_plan import Plan, held_out_name, make_plan, training_prompts
+from scpo_ray.stages.turns import turn
 from scpo_ray.training.policy_card import policy_card
 from scpo_ray.training.task import check_checkpoint_dir
 
 
 def run(config: Config) -> str:
     """Train every policy that is missing, measure all of them on prompts that none has seen, write `ppo.html`; its path.
+    Another job in this stage is waited for.
 
     Raises:
         ConfigError: unknown communities, loggers that are not installed, a cluster that is too small.
@@ -52,6 +54,11 @@ def run(config: Config) -> str:
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.ppo.checkpoint_dir, "ppo")
+    with turn(directory, "ppo", config.ppo.checkpoint_dir):
+        return _make(config, directory)
+
+
+def _make(config: Config, directory: RunDirectory) -> str:
     tracking.check(config.ppo.loggers)
     plan = make_plan(config, directory)
     for recipe in plan.missing.values():

@@ -27,6 +27,7 @@ from scpo_ray.ppo.records import Sequences
 from scpo_ray.runtime import Bar, connect, progress_bar
 from scpo_ray.stages import recipes
 from scpo_ray.stages.prepare import check_known
+from scpo_ray.stages.turns import turn
 from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.policy_card import policy_card
 from scpo_ray.training.task import check_checkpoint_dir
@@ -54,7 +55,8 @@ class Taught:
 
 
 def run(config: Config) -> Manifest:
-    """Write `start_policy`; what is already made is found on disk. An interrupted run goes on from its last checkpoint.
+    """Write `start_policy`; what is already made is found on disk. An interrupted run goes on from its last checkpoint; another
+    job in this stage is waited for.
 
     Raises:
         ConfigError: a configured community does not occur, or the cluster is too small.
@@ -63,6 +65,11 @@ def run(config: Config) -> Manifest:
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.sft.checkpoint_dir, "sft")
+    with turn(directory, "sft", config.sft.checkpoint_dir):
+        return _make(config, directory)
+
+
+def _make(config: Config, directory: RunDirectory) -> Manifest:
     recipe = recipes.start_policy(config, directory)
     made = recipe.is_made(directory, rebuild=config.rebuild)
     if made is not None:

@@ -13,6 +13,7 @@ from scpo_ray.runtime import Bar, connect, progress_bar
 from scpo_ray.stages import asked, recipes
 from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.prepare import check_known
+from scpo_ray.stages.turns import turn
 from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.queue import TaskState
 from scpo_ray.training.task import StartModel, TrainingTask, check_checkpoint_dir
@@ -30,7 +31,7 @@ class TrainOutcome:
 
 
 def run(config: Config) -> TrainOutcome:
-    """Train what is not trained yet. A community that fails is reported; the others finish.
+    """Train what is not trained yet. A community that fails is reported; the others finish. Another job in it is waited for.
 
     Raises:
         ConfigError: a configured community does not occur.
@@ -38,6 +39,11 @@ def run(config: Config) -> TrainOutcome:
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.train.checkpoint_dir, "train")
+    with turn(directory, "train", config.train.checkpoint_dir):
+        return _make(config, directory)
+
+
+def _make(config: Config, directory: RunDirectory) -> TrainOutcome:
     tasks, outcome = plan(config, directory)
     _write_state(config, directory, outcome)
     if tasks:

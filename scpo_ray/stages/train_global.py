@@ -14,6 +14,7 @@ from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import REFERENCE
 from scpo_ray.stages.prepare import check_known
 from scpo_ray.stages.train import show_progress
+from scpo_ray.stages.turns import turn
 from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.task import StartModel, TrainingTask, check_checkpoint_dir
 from scpo_ray.training.workers import run_tasks
@@ -22,10 +23,15 @@ from scpo_ray.training.workers import run_tasks
 def run(config: Config) -> Manifest:
     """Write `global_model`, and `other_ruler` where a control needs it. Returns the first's manifest.
 
-    What is already made is found on disk; what is trained, one group of workers trains.
+    What is already made is found on disk; what is trained, one group of workers trains. Another job in this stage is waited for.
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.train_global.checkpoint_dir, "train_global")
+    with turn(directory, "train_global", config.train_global.checkpoint_dir):
+        return _make(config, directory)
+
+
+def _make(config: Config, directory: RunDirectory) -> Manifest:
     rulers = (False, True) if config.select.needs_other_ruler else (False,)
     wanted = [recipes.global_model(config, directory, other=other) for other in rulers]
     missing = [recipe.is_made(directory, rebuild=config.rebuild) is None for recipe in wanted]

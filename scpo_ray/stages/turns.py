@@ -1,0 +1,51 @@
+"""One job at a time makes what a stage keeps between its steps: a submission that is repeated while the first one runs waits for
+it, and finds everything made."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from scpo_ray.artifacts import RunDirectory, content_hash_of, storage_errors
+from scpo_ray.runtime import console
+
+
+@contextlib.contextmanager
+def turn(directory: RunDirectory, stage: str, checkpoint_dir: str | None) -> Iterator[None]:
+    """Wait until no other process is in this stage of this run, and keep others out while the block lasts.
+
+    The lock is a file's (`flock`), which ends with its process, however that ends. It lies in the run directory, or, of a run on
+    an object store, among the unfinished trainings; whoever shares that disk, on whatever node, respects it.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    if directory.is_local:
+        path = Path(directory.absolute_address, f".{stage}.lock")
+    else:
+        path = Path(str(checkpoint_dir), f".{content_hash_of(directory.address)[:16]}.{stage}.lock")
+    with storage_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    with file:
+        _acquire(file, stage, path)
+        yield
+
+
+def _acquire(file: IO[str], stage: str, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        console.print(f"{stage}: waiting for {file.read(200) or 'another process'}, which is at it already ({path})")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        console.print(
+            f"{path}: this file system has no locks ({error.strerror}); start no second job on this run meanwhile"
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()

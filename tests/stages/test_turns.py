@@ -1,0 +1,76 @@
+"""Two jobs on one run: the second waits for the first, and is not kept waiting by one that was killed."""
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.config import Config
+from scpo_ray.stages import ppo, sft, train, train_global
+from scpo_ray.stages.turns import turn
+
+CODE = """
+import sys
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.stages.turns import turn
+with turn(RunDirectory(sys.argv[1]), "train", sys.argv[2]):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def take(tmp_path):
+    with contextlib.ExitStack() as stack:
+
+        def start(address: str) -> subprocess.Popen:
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            command = [sys.executable, "-c", CODE, address, str(tmp_path / "checkpoints")]
+            return stack.enter_context(subprocess.Popen(command, text=True, **pipes))
+
+        yield start
+
+
+def test_the_second_waits_until_the_first_has_died(take, tmp_path):
+    first = take(str(tmp_path))
+    assert first.stdout.readline() == "in\n"
+    second = take(str(tmp_path))
+    said = second.stderr.readline() + second.stderr.readline()
+    assert f"train: waiting for process {first.pid} on " in said.replace("\n", " ")
+    with turn(RunDirectory(str(tmp_path)), "sft", None), turn(RunDirectory(str(tmp_path / "other")), "train", None):
+        pass  # another stage, another run
+    assert second.poll() is None
+    first.kill()
+    assert second.stdout.readline() == "in\n"
+    second.kill()
+
+
+def test_runs_on_an_object_store_are_told_apart_on_their_disk(take):
+    """The store itself is not asked."""
+    one, two = (f"s3://bucket/{name}?region=us-east-1" for name in ("one", "two"))
+    first = take(one)
+    assert first.stdout.readline() == "in\n"
+    other = take(two)
+    assert other.stdout.readline() == "in\n"
+    same = take(one)
+    assert "waiting for process" in same.stderr.readline()
+    for process in (first, other, same):
+        process.kill()
+
+
+@pytest.mark.parametrize("stage", [train_global, train, sft, ppo])
+def test_every_stage_that_trains_takes_turns(tmp_path, monkeypatch, stage):
+    class TookATurn(Exception):
+        pass
+
+    def taken(directory, name, checkpoint_dir):
+        raise TookATurn(directory.address, name, checkpoint_dir)
+
+    monkeypatch.setattr(stage, "turn", taken)
+    name = stage.__name__.rpartition(".")[2]
+    config = Config(run_dir=str(tmp_path)).with_settings({f"{name}.checkpoint_dir": "/shared/unfinished"})
+    with pytest.raises(TookATurn) as raised:
+        stage.run(config)
+    assert raised.value.args == (str(tmp_path), name, "/shared/unfinished")
