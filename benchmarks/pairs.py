@@ -8,6 +8,7 @@ measured is everything else. Memory is the peak of the job and all its processes
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -54,6 +55,8 @@ def measured(place: Path, num_conversations: int) -> dict:
     """One size, from files to tables."""
     own = place / str(num_conversations)
     size = write_prism(own / "prism", num_conversations)
+    for made in ("run", "score_cache"):  # by an earlier round
+        shutil.rmtree(own / made, ignore_errors=True)
     model = own / "model"
     if not model.exists():
         made = models.make(ModelConfig(), texts=["a model that is never asked"], max_tokens=512, seed=0)

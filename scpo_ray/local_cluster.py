@@ -6,6 +6,7 @@ Every node is a process session of its own, so that it can be ended, or killed, 
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -141,10 +142,16 @@ def sessions(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def free_port() -> int:
-    """Of this machine's loopback."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Of this machine, out of those that neither Linux hands out by itself (32768 and above) nor Ray to its workers (10002 to
+    19999): else somebody might get it before it is used."""
+    while True:
+        port = random.randrange(20_000, 32_768)
+        with socket.socket() as one:
+            try:
+                one.bind(("", port))
+            except OSError:
+                continue
+            return port
 
 
 def _head(config: LocalClusterConfig) -> tuple[str, ...]:

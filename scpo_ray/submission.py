@@ -16,6 +16,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from scpo_ray.config.section import holds_key
 from scpo_ray.errors import ClusterError, ConfigError
 
+_REMEMBERED = 100_000
+"""Characters; Ray's own message of a failed job has 20,000 at most."""
 _ATTEMPTS, _FIRST_WAIT_S, _POLL_S, _PATIENCE_S = 5, 1.0, 1.0, 15.0
 
 
@@ -49,11 +51,16 @@ def submit(job: str, settings: Sequence[str], *, address: str | None = None, mem
     metadata = {"project": "scpo_ray", "job": job, "run_dir": _value_of("--run_dir", settings) or "as configured"}
     submission = _submit_patiently(client, entrypoint, metadata, memory_gib)
     _await_start(client, submission)
-    asyncio.run(_show(client, submission))
+    shown = asyncio.run(_show(client, submission))
     while not (status := client.get_job_status(submission)).is_terminal():
         time.sleep(_POLL_S)  # the log ended before the status was known
     if status != JobStatus.SUCCEEDED:
-        reason = (client.get_job_info(submission).message or "").partition("\n")[0].removesuffix(":")
+        reason, _, written = (client.get_job_info(submission).message or "").partition("\n")
+        reason = reason.removesuffix(":")
+        if (
+            written.strip() and written.strip() not in shown
+        ):  # Ray looks for output on the head when nodes share a machine
+            print(written, file=sys.stderr)
         raise ClusterError(
             f"jobs/{job}.py ({submission}): {status.lower()} ({reason}); what it wrote is above: ray job logs {submission}"
         )
@@ -101,9 +108,13 @@ def _await_start(client: JobSubmissionClient, submission: str) -> None:
         time.sleep(_POLL_S)
 
 
-async def _show(client: JobSubmissionClient, submission: str) -> None:
+async def _show(client: JobSubmissionClient, submission: str) -> str:
+    """What the job writes, as it writes it; its end is returned."""
+    shown = ""
     async for lines in client.tail_job_logs(submission):
         print(lines, end="", flush=True)
+        shown = (shown + lines)[-_REMEMBERED:]
+    return shown
 
 
 def _value_of(option: str, settings: Sequence[str]) -> str | None:

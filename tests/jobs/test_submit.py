@@ -120,6 +120,29 @@ def test_a_failure_reaches_the_submitter(two_nodes, tmp_path):
     assert not any((tmp_path / "run").rglob("*"))
 
 
+def test_what_a_job_on_the_second_node_wrote_is_shown_when_it_fails(two_nodes, tmp_path):
+    """Ray looks for it on the head."""
+    busy = [RAY, "job", "submit", "--no-wait", "--entrypoint-num-cpus", "1", "--submission-id", "busy", "--"]
+    subprocess.run([*busy, "sleep", "300"], env=two_nodes.environment, check=True, timeout=60, capture_output=True)
+    command = [
+        sys.executable,
+        "jobs/submit.py",
+        "prepare",
+        "--",
+        "--run_dir",
+        str(tmp_path),
+        "--prepare.majority",
+        "Nowhere",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=two_nodes.environment, capture_output=True, text=True, timeout=JOB_S, check=False
+    )
+    subprocess.run([RAY, "job", "stop", "busy"], env=two_nodes.environment, check=True, timeout=60, capture_output=True)
+    message = "scpo_ray: error: prepare.majority: no pairs from 'Nowhere'"
+    assert message not in done.stdout, "it was on the head"
+    assert done.returncode == 1 and message in done.stderr
+
+
 def test_results_in_the_upload_are_refused(two_nodes):
     """Which `runs/default` would be: gone with the cluster, and other to every changed upload."""
     done = submit(two_nodes, "python", "jobs/prepare.py")
