@@ -1,6 +1,7 @@
 """Cluster definitions: against the schemas of those who read them, and against each other."""
 
 import json
+import os
 import re
 import shlex
 import zipfile
@@ -119,6 +120,62 @@ def test_there_is_a_manifest_of_every_kind():
 @pytest.mark.parametrize("document", RAY_MANIFESTS)
 def test_fields_are_those_that_kuberay_knows(document):
     jsonschema.validate(document["spec"], SPECS[document["kind"]])
+
+
+def published(folder: Path) -> dict[str, dict]:
+    """Kind -> schema of version v1 in a folder of KubeRay's CRDs, in which fields without a name are refused, not dropped."""
+    schemas = {}
+    for path in folder.glob("*.yaml"):
+        for crd in documents(path):
+            (schema,) = (
+                version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"] if version["name"] == "v1"
+            )
+            schemas[crd["spec"]["names"]["kind"]] = without_other_fields(schema)
+    return schemas
+
+
+def without_other_fields(schema: dict) -> dict:
+    found = {
+        key: {name: without_other_fields(one) for name, one in value.items()}
+        if key == "properties"
+        else without_other_fields(value)
+        if key in ("items", "additionalProperties") and isinstance(value, dict)
+        else value
+        for key, value in schema.items()
+    }
+    if "properties" in found and not found.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+@pytest.mark.skipif("SCPO_KUBERAY_CRDS" not in os.environ, reason="SCPO_KUBERAY_CRDS names no folder of KubeRay's CRDs")
+@pytest.mark.parametrize("document", RAY_MANIFESTS)
+def test_the_published_schemas_take_them(document):
+    jsonschema.validate(document, published(Path(os.environ["SCPO_KUBERAY_CRDS"]))[document["kind"]])
+
+
+def test_a_published_schema_would_notice_a_wrong_field(tmp_path):
+    """A schema in the form of a CRD's, of what the first of these manifests has."""
+    own = {key: {"type": "string"} for key in ("apiVersion", "kind")} | {"metadata": {"type": "object"}}
+    head = {"type": "object", "properties": {"serviceType": {"type": "string"}, "template": {"type": "object"}}}
+    names = ("rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "workerGroupSpecs")
+    spec = {"type": "object", "properties": {name: {} for name in names} | {"headGroupSpec": head}}
+    head["properties"]["rayStartParams"] = {"type": "object", "additionalProperties": {"type": "string"}}
+    schema = {"type": "object", "properties": own | {"spec": spec}}
+    versions = [{"name": "v1alpha1", "schema": {}}, {"name": "v1", "schema": {"openAPIV3Schema": schema}}]
+    crd = {"kind": "CustomResourceDefinition", "spec": {"names": {"kind": "RayCluster"}, "versions": versions}}
+    (tmp_path / "ray.io_rayclusters.yaml").write_text(yaml.safe_dump(crd))
+    (document,) = documents(KUBERAY / "raycluster.yaml")
+    jsonschema.validate(document, published(tmp_path)["RayCluster"])
+    for place, name, value, message in (
+        (document["spec"], "headGroup", {}, "'headGroup' was unexpected"),
+        (document["spec"]["headGroupSpec"], "serviceTyp", "ClusterIP", "'serviceTyp' was unexpected"),
+        (document["spec"]["headGroupSpec"]["rayStartParams"], "num-cpus", 0, "0 is not of type 'string'"),
+    ):
+        place[name] = value
+        with pytest.raises(jsonschema.ValidationError, match=message):
+            jsonschema.validate(document, published(tmp_path)["RayCluster"])
+        del place[name]
 
 
 @pytest.mark.parametrize("document", RAY_MANIFESTS)
