@@ -12,9 +12,11 @@ FILES = {"train": "training.json", "ppo": "policy_training.json"}
 
 
 def write(directory: RunDirectory, stage: str, wanted: Iterable[str], failed: Mapping[str, str]) -> None:
-    """Args:
-    wanted: names of all artifacts, those included that are there.
-    failed: name -> why it was given up.
+    """Note it, in place of what the training before was asked for.
+
+    Args:
+        wanted: names of all artifacts, those included that are there.
+        failed: name -> why it was given up.
     """
     said = {"wanted": list(wanted), "failed": dict(failed)}
     directory.write_file(FILES[stage], json.dumps(said, indent=1).encode())

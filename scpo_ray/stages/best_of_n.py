@@ -16,6 +16,7 @@ from scpo_ray.stages import recipes
 from scpo_ray.stages.community_models import scales
 from scpo_ray.stages.policy_evaluation import START, judge, test_prompts, write
 from scpo_ray.stages.policy_plan import Plan, make_plan
+from scpo_ray.stages.turns import turn
 
 TABLE = pa.schema(
     [
@@ -44,6 +45,11 @@ def run(config: Config) -> Manifest:
     directory = RunDirectory(config.run_dir)
     if not config.best_of_n.num_samples:
         raise ConfigError("best_of_n.num_samples: names no n; give at least one")
+    with turn(directory, "best_of_n", config.ppo.checkpoint_dir):
+        return _make(config, directory)
+
+
+def _make(config: Config, directory: RunDirectory) -> Manifest:
     plan = make_plan(config, directory, trains=False)
     inputs = {name: value for name, value in plan.inputs(directory).items() if not name.startswith("policy ")}
     recipe = recipes.best_of_n(config, directory, inputs=inputs)

@@ -21,6 +21,7 @@ from scpo_ray.records import ALL_COMMUNITIES, EVALUATION, OPTION_SHARES, ModelNa
 from scpo_ray.stages import recipes
 from scpo_ray.stages.scoring_job import ModelToScore, score_with_progress
 from scpo_ray.stages.train import load_trained
+from scpo_ray.stages.turns import turn
 
 _TEMPERATURE_RESAMPLES = 200
 _PAIR_COLUMNS = ["pair_id", "community", "annotator_id", "prompt_group", "chosen_id", "rejected_id"]
@@ -40,13 +41,19 @@ class Inputs:
 
 
 def run(config: Config) -> Manifest:
-    """Score, measure, compare; write `evaluation`. Returns its manifest, from disk when it is already made.
+    """Score, measure, compare; write `evaluation`. Returns its manifest, from disk when it is already made. Another job in it is
+    waited for.
 
     Raises:
         ArtifactError: no trained model is there.
         DataError: the majority, or every community, has no test pairs.
     """
     directory = RunDirectory(config.run_dir)
+    with turn(directory, "evaluate", config.train.checkpoint_dir):
+        return _make(config, directory)
+
+
+def _make(config: Config, directory: RunDirectory) -> Manifest:
     trained = load_trained(config, directory)
     if not trained:
         raise ArtifactError(f"{directory.path('reward_models')}: no trained model; run jobs/train.py first")

@@ -7,17 +7,19 @@ from scpo_ray.config import Config
 from scpo_ray.stages import recipes
 from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.scoring_job import ModelToScore, score_with_progress
+from scpo_ray.stages.turns import turn
 
 
 def run(config: Config) -> Manifest:
     """Score what the cache lacks; write `scores`, and `other_scores` where a control needs it. Returns the first's manifest.
 
-    What is already made is found on disk.
+    What is already made is found on disk. Another job in this stage is waited for.
     """
     directory = RunDirectory(config.run_dir)
-    manifest = _make(config, directory, other=False)
-    if config.select.needs_other_ruler:
-        _make(config, directory, other=True)
+    with turn(directory, "score", config.train.checkpoint_dir):
+        manifest = _make(config, directory, other=False)
+        if config.select.needs_other_ruler:
+            _make(config, directory, other=True)
     return manifest
 
 

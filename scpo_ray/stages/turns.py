@@ -1,5 +1,5 @@
-"""One job at a time makes what a stage keeps between its steps: a submission that is repeated while the first one runs waits for
-it, and finds everything made."""
+"""One job at a time is in a stage of a run: a submission that is repeated while the first one runs waits for it, and finds
+everything made."""
 
 import contextlib
 import fcntl
@@ -18,15 +18,19 @@ def turn(directory: RunDirectory, stage: str, checkpoint_dir: str | None) -> Ite
     """Wait until no other process is in this stage of this run, and keep others out while the block lasts.
 
     The lock is a file's (`flock`), which ends with its process, however that ends. It lies in the run directory, or, of a run on
-    an object store, among the unfinished trainings; whoever shares that disk, on whatever node, respects it.
+    an object store, among the unfinished trainings; whoever shares that disk, on whatever node, respects it. Where there is no
+    disk (scoring alone, on an object store) there is no lock: what is made twice there is the same.
 
     Raises:
         StorageError: the file cannot be written.
     """
     if directory.is_local:
         path = Path(directory.absolute_address, f".{stage}.lock")
+    elif checkpoint_dir is None:
+        yield
+        return
     else:
-        path = Path(str(checkpoint_dir), f".{content_hash_of(directory.address)[:16]}.{stage}.lock")
+        path = Path(checkpoint_dir, f".{content_hash_of(directory.address)[:16]}.{stage}.lock")
     with storage_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")

@@ -8,7 +8,7 @@ import pytest
 
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config
-from scpo_ray.stages import ppo, sft, train, train_global
+from scpo_ray.stages import best_of_n, evaluate, ppo, score, sft, train, train_global
 from scpo_ray.stages.turns import turn
 
 CODE = """
@@ -60,8 +60,8 @@ def test_runs_on_an_object_store_are_told_apart_on_their_disk(take):
         process.kill()
 
 
-@pytest.mark.parametrize("stage", [train_global, train, sft, ppo])
-def test_every_stage_that_trains_takes_turns(tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize("stage", [train_global, score, train, evaluate, sft, ppo, best_of_n])
+def test_every_stage_with_a_model_takes_turns(tmp_path, monkeypatch, stage):
     class TookATurn(Exception):
         pass
 
@@ -70,7 +70,8 @@ def test_every_stage_that_trains_takes_turns(tmp_path, monkeypatch, stage):
 
     monkeypatch.setattr(stage, "turn", taken)
     name = stage.__name__.rpartition(".")[2]
-    config = Config(run_dir=str(tmp_path)).with_settings({f"{name}.checkpoint_dir": "/shared/unfinished"})
+    section = {"score": "train", "evaluate": "train", "best_of_n": "ppo"}.get(name, name)
+    config = Config(run_dir=str(tmp_path)).with_settings({f"{section}.checkpoint_dir": "/shared/unfinished"})
     with pytest.raises(TookATurn) as raised:
         stage.run(config)
     assert raised.value.args == (str(tmp_path), name, "/shared/unfinished")
