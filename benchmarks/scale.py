@@ -30,7 +30,6 @@ from scpo_ray.core.model_size import (
 )
 from scpo_ray.core.project_cost import World, project_cost
 from scpo_ray.precision import resolved_precision
-from scpo_ray.stages.estimate import STAGES
 from scpo_ray.stages.plan import estimate
 
 GIB, TIB = 2**30, 2**40
@@ -65,16 +64,16 @@ def checked(run_dir: str) -> Iterator[str]:
     """Stages of a run beside the plan that `--dry-run` shows before anything is scored: nothing that the run has counted
     is known to it."""
     config = Config.model_validate(_settings(run_dir))
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "prepared").symlink_to(Path(run_dir, "prepared").absolute())
-        before = RunDirectory(folder)
-        planned = {stage: estimate(config, before, stage, capacity()) for stage in STAGES}
     peaks = {
         "score": config.score,
         "evaluate": config.score,
         "train": config.train,
         "train_global": config.train_global,
     }
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "prepared").symlink_to(Path(run_dir, "prepared").absolute())
+        before = RunDirectory(folder)
+        planned = {stage: estimate(config, before, stage, capacity()) for stage in peaks}
     for record in ledger.records(run_dir):
         plan = planned.get(record.stage)
         if plan is None or plan.seconds is None or not record.num_tokens:

@@ -201,16 +201,20 @@ class RunDirectory:
         manifest = self.find(name)
         if manifest is None:
             raise ArtifactError(f"{self.path(name)}: no such artifact")
-        target = Path(tempfile.gettempdir(), "scpo_ray-copies", manifest.content_hash, Path(name).name)
+        target = _copies() / manifest.content_hash / Path(name).name
         if not target.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staging = scratch_folder(target.parent, target.name)
-            with storage_errors(self.path(name)):
-                pafs.copy_files(f"{self._root}/{name}", str(staging), source_filesystem=self._filesystem)
+            with storage_errors(str(target)):
+                staging = scratch_folder(target.parent, target.name)
+            self.copy(name, staging)
             with contextlib.suppress(OSError):  # another process was first
                 staging.rename(target)
             shutil.rmtree(staging, ignore_errors=True)
         return target
+
+    def copy(self, name: str, target: Path) -> None:
+        """All files of an artifact, as they are now, into a folder of this machine."""
+        with storage_errors(self.path(name)):
+            pafs.copy_files(f"{self._root}/{name}", str(target), source_filesystem=self._filesystem)
 
     def remove(self, name: str) -> None:
         """Delete a folder, manifest first, so that what is left never counts."""
@@ -412,6 +416,22 @@ def scratch_folder(parent: Path, name: str) -> Path:
     _sweep(parent)
     folder = parent / f".{name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     folder.mkdir()
+    return folder
+
+
+def _copies() -> Path:
+    """Where copies of remote artifacts lie: this user's alone, since what is found there is taken for what it is named.
+
+    Raises:
+        StorageError: it is another user's, or cannot be made.
+    """
+    folder = Path(tempfile.gettempdir(), f"scpo_ray-copies-{os.getuid()}")
+    with storage_errors(str(folder)):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+            raise StorageError(
+                f"{folder}: a link, another user's, or open to others, who could change models there; remove it, or set TMPDIR"
+            )
     return folder
 
 

@@ -1,8 +1,11 @@
 """What runs there are, how far each is, what it cost and whether it is whole: read from the manifests, on any storage; beside
 them only what the last training was asked for is kept."""
 
+import contextlib
+import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table
 
@@ -10,7 +13,7 @@ from scpo_ray import model_files
 from scpo_ray.artifacts import MANIFEST, Manifest, RunDirectory, hash_folder
 from scpo_ray.errors import ArtifactError
 from scpo_ray.stages import asked
-from scpo_ray.stages.global_model import global_model_folder
+from scpo_ray.stages.global_model import REFERENCE, global_model_folder
 from scpo_ray.stages.recipes import GLOBAL_MODEL
 
 STAGES = {
@@ -209,8 +212,15 @@ def verify(address: str) -> tuple[int, list[str]]:
 
 def _is_as_made(run: RunDirectory, name: str, manifest: Manifest) -> bool:
     """Of a model configuration, tokenizer and weights are hashed, wherever they lie; of all else every file."""
-    folder = global_model_folder(run) if name == GLOBAL_MODEL else run.fetch(name)
-    return manifest.content_hash in (hash_folder(folder), model_files.content_hash(folder))
+    if name == GLOBAL_MODEL and REFERENCE in run.names(name):
+        return manifest.content_hash == model_files.content_hash(global_model_folder(run))
+    with contextlib.ExitStack() as stack:
+        if run.is_local:
+            folder = run.fetch(name)
+        else:  # what is in the store now, not the copy that was made of it once
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scpo_ray_verify_")))
+            run.copy(name, folder)
+        return manifest.content_hash in (hash_folder(folder), model_files.content_hash(folder))
 
 
 def _record(

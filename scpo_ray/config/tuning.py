@@ -99,6 +99,13 @@ class TuneConfig(Section):
     stopping: Literal["none", "asha", "median"] = "none"
     """Stop trials that lag behind others at the same point of their training; for one objective."""
 
+    @property
+    def num_planned(self) -> int:
+        """Trials that there will be: a grid may have fewer points than are allowed."""
+        if self.search != "grid":
+            return self.num_trials
+        return min(math.prod(len(search.values or ()) for search in self.space.values()), self.num_trials)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "TuneConfig":
         if self.stopping != "none" and len(self.objectives) > 1:

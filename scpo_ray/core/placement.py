@@ -35,6 +35,11 @@ def reason_unplaceable(bundles: Sequence[Resources], nodes: Sequence[Resources])
     return None
 
 
+def can_hold(bundle: Resources, node: Resources) -> bool:
+    """Whether a node has room for a bundle when it is empty."""
+    return not any(bundle.values()) or _copies(bundle, node) > 0
+
+
 def room(bundle: Resources, nodes: Sequence[Resources]) -> tuple[int, int]:
     """Nodes that can hold a bundle, and how many of it all of them have room for, each filled with nothing else.
 

@@ -20,6 +20,8 @@ class World:
     tokens_per_response: float = 450
     """With its context."""
     train_share: float = 0.7
+    test_share: float = 0.2
+    """The rest is for validation."""
 
     @property
     def num_tokens(self) -> float:
@@ -37,7 +39,7 @@ class ProjectCost:
     training_hours: float
     """One epoch for every community, all pairs kept."""
     evaluation_hours: float
-    """By the community's model and by another that it is compared with, held-out responses once each."""
+    """Every community's model reads all communities' test responses, for the matrix of transfer, and its own of validation."""
     adapter_bytes: float
     """What is stored of all models apart from their base; of full models everything."""
 
@@ -63,7 +65,7 @@ def project_cost(
 
         score      F(t) / f          t tokens of all responses, F forward FLOPs, f FLOP/s that scoring reaches on a device
         train      B(r t) / g        r share of training pairs, B forward and backward FLOPs with checkpointing, g as f
-        evaluate   2 F((1 - r) t) / f
+        evaluate   F((N q + 1 - r - q) t) / f    N communities, q share of test pairs: it grows with N squared
 
     Args:
         scoring_flops_per_s: what scoring reaches, not the data sheet's.
@@ -75,10 +77,11 @@ def project_cost(
     backward = training_flops(
         shape, num_tokens=tokens * world.train_share, mean_length=length, lora_rank=lora_rank, checkpointing=True
     )
+    held_out = world.num_communities * world.test_share + (1 - world.train_share - world.test_share)
     stored = shape.num_parameters if lora_rank is None else shape.num_adapter_parameters(lora_rank)
     return ProjectCost(
         forward / scoring_flops_per_s / 3600,
         backward / training_flops_per_s / 3600,
-        2 * (1 - world.train_share) * forward / scoring_flops_per_s / 3600,
+        held_out * forward / scoring_flops_per_s / 3600,
         4.0 * stored * world.num_communities,
     )

@@ -3,7 +3,7 @@ models' shapes. `policy_estimate` does so for policies."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -190,6 +190,28 @@ def _train(config: Config, directory: RunDirectory, data: Data, capacity: Capaci
     return _training(config, directory, config.train, communities_of(config, data) * many, data, capacity)
 
 
+def _tune(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
+    """At most: every trial and baseline trains to its end, on all pairs, and reads its and the majority's validation pairs."""
+    num_baselines = 2 if config.select.strategy == "filter_weight" else 1
+    names = communities_of(config, data) * (config.tune.num_planned + num_baselines)
+    pairs = directory.read_table(
+        "prepared/pairs.parquet",
+        columns=["community", "chosen_id", "rejected_id"],
+        filters=pc.field("split") == "validation",
+    )
+    read = _distinct_responses(pairs)
+    of_majority = sum(len(read.get(name, ())) for name in data.majority)
+    judging = _scoring(config, directory, sum(len(read.get(name, ())) + of_majority for name in names), data, capacity)
+    training = _training(config, directory, config.train, names, data, capacity)
+    both = training.seconds is not None and judging.seconds is not None
+    return replace(
+        training,
+        num_tokens=training.num_tokens + judging.num_tokens,
+        flops=training.flops + judging.flops,
+        seconds=training.seconds + judging.seconds if both else None,
+    )
+
+
 def _models_per_community(config: Config) -> int:
     """Every arm's, and further seeds of those that are no point of a curve (`train.model_names`)."""
     arms = config.select.arms
@@ -303,5 +325,6 @@ STAGES: dict[str, Callable[[Config, RunDirectory, Data, Capacity], Estimate | No
     "train_global": _train_global,
     "score": _score,
     "train": _train,
+    "tune": _tune,
     "evaluate": _evaluate,
 }

@@ -10,7 +10,7 @@ from scpo_ray import hardware, model_files, models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.capacity import Capacity
 from scpo_ray.config import Config
-from scpo_ray.core.placement import room
+from scpo_ray.core.placement import can_hold, room
 from scpo_ray.errors import ConfigError, DataError, ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.reporting.numbers import NONE, count, duration
@@ -45,7 +45,11 @@ def make(
 
 def estimate(config: Config, directory: RunDirectory, stage: str, has: Capacity) -> Estimate | None:
     """Of a stage that runs a model; None where its data or model is not known yet."""
-    stages = STAGES | {"sft": policy_estimate.start_policy, "ppo": policy_estimate.ppo}
+    stages = STAGES | {
+        "sft": policy_estimate.start_policy,
+        "ppo": policy_estimate.ppo,
+        "best_of_n": policy_estimate.best_of_n,
+    }
     data = read_data(config, directory, batching=config.train.batching) if stage in stages else None
     if data is None:
         return None
@@ -67,10 +71,11 @@ def check_memory(line: StagePlan, has: Capacity) -> None:
     if room is None or line.estimate.least_bytes <= room[0]:
         return
     takes, there = (f"{amount / 2**30:.1f} GiB" for amount in (line.estimate.least_bytes, room[0]))
-    is_training = line.stage in ("train_global", "train", "sft", "ppo")
-    ranks = "num_workers" if line.stage in ("train_global", "train") else "num_learners"
+    is_training = line.stage in ("train_global", "train", "tune", "sft", "ppo")
+    section = "train" if line.stage == "tune" else line.stage
+    ranks = "num_workers" if section in ("train_global", "train") else "num_learners"
     what = "weights, gradients and optimiser states" if is_training else "the model's weights"
-    spread = f", {line.stage}.zero_stage 3 over more {line.stage}.{ranks}, or {line.stage}.lora" if is_training else ""
+    spread = f", {section}.zero_stage 3 over more {section}.{ranks}, or {section}.lora" if is_training else ""
     raise ConfigError(
         f"{line.stage}: {what} take {takes} for each worker, and {room[1]} has {there}; take larger devices, a smaller "
         f"model{spread}"
@@ -78,12 +83,17 @@ def check_memory(line: StagePlan, has: Capacity) -> None:
 
 
 def _room(needs: Needs, has: Capacity) -> tuple[float, str] | None:
-    """Bytes that one device has, and what it is called; of CPUs a node's. None where it is not known."""
+    """Bytes that one device has, and what it is called; of CPUs the largest that a node has on which it may be placed. None where
+    it is not known."""
     if any(bundle.get("GPU", 0.0) for bundle in needs.bundles):
         device = hardware.gpu(has.accelerator, bfloat16=True)
         return None if device is None or device.memory_bytes is None else (device.memory_bytes, f"an {device.name}")
-    largest = max((node.get("memory", 0.0) for node in has.nodes), default=0.0)
-    return (largest, "the largest node") if largest else None
+    hosts = [node for node in has.nodes if any(can_hold(bundle, node) for bundle in needs.bundles)]
+    if not hosts or not all(
+        node.get("memory") for node in hosts
+    ):  # nodes that do not run yet may say nothing of theirs
+        return None
+    return max(node["memory"] for node in hosts), "the largest node"
 
 
 def check_model(config: Config, stage: str) -> None:

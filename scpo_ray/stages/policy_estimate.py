@@ -1,6 +1,6 @@
 """What a start policy and PPO will compute and hold: `estimate` for the stages that write, score and learn responses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scpo_ray import hardware, model_files
 from scpo_ray.artifacts import RunDirectory
@@ -118,6 +118,36 @@ def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity)
         seconds,
         moved,
         least_bytes=max(least[kind] for kind in on_gpu or least),
+    )
+
+
+def best_of_n(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
+    """At most: as many test prompts as may be, every response as long as it may be, read by two models of each community (one of
+    them held out), and by the policy and its reference."""
+    settings, shape, reward = config.ppo, policy_shape(config, directory), reward_shape(config, directory)
+    number = settings.evaluation.max_prompts * max(config.best_of_n.num_samples, default=0)
+    rollouts = replace(_rollouts(config, data), num_policies=1, num_responses=number)
+    sizes = {"num_tokens": rollouts.num_tokens, "mean_length": rollouts.length}
+    num_readers = len(_communities(config, data)) * min(2, config.train.num_seeds)
+    scoring, reading = num_readers * forward_flops(reward, **sizes), 2 * forward_flops(shape, **sizes, lm_head=True)
+    learner = device_of(settings.precision, settings.gpus_per_learner > 0, capacity)
+    engine = device_of(_engine_precision(config), settings.gpus_per_engine > 0, capacity)
+    scorer = device_of(config.score.precision, settings.gpus_per_scorer > 0, capacity)
+    seconds = None
+    if learner is not None and engine is not None and scorer is not None:
+        seconds = _generation_seconds(config, shape, rollouts, engine)
+        for flops, device, devices in (
+            (scoring, scorer, _devices(settings.num_scorers, settings.gpus_per_scorer)),
+            (reading, learner, _devices(settings.num_learners, settings.gpus_per_learner)),
+        ):
+            seconds += flops / (device.flops * device.scoring_utilization) / devices
+    writing = forward_flops(shape, **sizes, lm_head=True)
+    return Estimate(
+        rollouts.num_tokens,
+        writing + scoring + reading,
+        engine_bytes(config, shape, rollouts),
+        seconds,
+        least_bytes=_engine_width(config) * _policy_parameters(shape),
     )
 
 

@@ -107,11 +107,8 @@ class Search:
 
     @property
     def num_trials(self) -> int:
-        """How many there will be: a grid may have fewer points than are allowed."""
-        tune = self.config.tune
-        if tune.search != "grid":
-            return tune.num_trials
-        return min(math.prod(len(search.values or ()) for search in tune.space.values()), tune.num_trials)
+        """How many there will be."""
+        return self.config.tune.num_planned
 
     @property
     def max_tasks(self) -> int:

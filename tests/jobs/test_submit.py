@@ -13,8 +13,8 @@ import boto3
 import httpx
 import pytest
 
-from scpo_ray import local_cluster
-from scpo_ray.artifacts import RunDirectory
+from scpo_ray import ledger, local_cluster
+from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.cli import load_config
 from scpo_ray.config import Config
 from scpo_ray.config.cluster import NodeShape
@@ -196,6 +196,19 @@ def test_another_configs_artifacts_on_s3_are_refused(s3):
         ArtifactError, match=r"s3://runs/of_another_seed/prepared: made with seed = 0, this config has 5"
     ):
         preflight.check_artifacts(other, RunDirectory(other.run_dir), "pipeline")
+
+
+def test_verify_reads_the_store_and_no_copy_of_it(s3):
+    run = RunDirectory(f"{s3}/to_verify")
+    with Recipe("prepared", "prepare", {}, {}, 0).making(run) as draft:
+        draft.write_json("rows.json", [1, 2, 3])
+    assert ledger.verify(run.address) == (1, [])
+    run.fetch("prepared")  # as jobs do
+    store, key = boto3.client("s3"), {"Bucket": "runs", "Key": "to_verify/prepared/rows.json"}
+    content = store.get_object(**key)["Body"].read()
+    store.put_object(**key, Body=content.replace(b"2", b"7"))
+    number, found = ledger.verify(run.address)
+    assert number == 1 and found == [f"{run.address}/prepared: another content than its manifest says"]
 
 
 def test_strangers_are_refused(two_nodes):

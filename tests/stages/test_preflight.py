@@ -91,6 +91,17 @@ def test_a_model_that_no_device_can_hold(prepared):
     plan.check_memory(enough, GPU_CLUSTER)
 
 
+def test_memory_is_that_of_nodes_which_can_hold_the_worker(prepared):
+    """A head that takes no work is none; nodes that do not run yet may not say what they have."""
+    huge = {"hidden_size": 8192, "num_layers": 80, "num_heads": 64}
+    config = prepared.with_settings({"train_global.scratch": huge})
+    (line,) = plan.make(config, RunDirectory(config.run_dir), ("train_global",), set(), LAPTOP)
+    head = {"CPU": 0.0, "memory": 1e15}
+    with pytest.raises(ConfigError, match=r"and the largest node has 64\.0 GiB"):
+        plan.check_memory(line, Capacity((head, {"CPU": 16.0, "memory": 64 * 2**30}), "x"))
+    plan.check_memory(line, Capacity(({"CPU": 0.0, "memory": 2**30}, {"CPU": 16.0}), "x"))
+
+
 def test_a_pass_without_padding_has_a_limit(prepared):
     """Of one worker: a batch ten times as large is cut into more passes; padded, it takes ten times as much."""
 
@@ -315,6 +326,29 @@ def test_tokens_are_counted_from_the_data(controlled_run):
     assert trained is not None and trained.num_tokens == pytest.approx(responses * data.mean_tokens)
     read = directory.require("evaluation", job="evaluate").statistics["num_responses"]
     assert estimate(controlled_run, directory, "evaluate", LAPTOP).num_tokens == pytest.approx(read * data.mean_tokens)
+
+
+def test_trials_and_the_best_of_n_are_counted(prepared):
+    """A search trains every community (trials + 2) times, and each model reads two communities' validation responses."""
+    config = prepared.with_settings(
+        {"select.controls": (), "select.strategy": "filter_weight", "tune.num_trials": 5, "train.num_seeds": 1}
+    )
+    directory = RunDirectory(config.run_dir)
+    data = read_data(config, directory, batching=config.train.batching)
+    training, search = (estimate(config, directory, stage, LAPTOP) for stage in ("train", "tune"))
+    pairs = directory.read_table("prepared/pairs.parquet").to_pandas()
+    of = {
+        name: len({*rows.chosen_id, *rows.rejected_id})
+        for name, rows in pairs[pairs.split == "validation"].groupby("community")
+    }
+    read = 7 * sum(of.get(name, 0) + of["Atlas"] for name in data.training_items if name != "Atlas")
+    assert search.num_tokens == pytest.approx(7 * training.num_tokens + read * data.mean_tokens)
+    assert search.flops > 7 * training.flops and search.seconds > 7 * training.seconds
+    assert search.memory_bytes == training.memory_bytes
+    settings = {"best_of_n.num_samples": (1, 8), "ppo.evaluation.max_prompts": 10}
+    found = estimate(config.with_settings(settings), directory, "best_of_n", LAPTOP)
+    length = config.ppo.max_response_tokens + data.mean_context_tokens
+    assert found.num_tokens == pytest.approx(10 * 8 * length)
 
 
 def test_a_policys_tokens_are_at_least_those_that_it_took(policy_run):
