@@ -7,6 +7,7 @@ that was computed, and in which time; the others are arithmetic.
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,4 +195,10 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=float, default=2000, help="of a community (%(default)g)")
     parser.add_argument("--price", type=float, default=3.0, help="of an H100's hour (%(default)g)")
     arguments = parser.parse_args()
+    for one in arguments.run_dirs:
+        if not Path(one, "config.yaml").is_file():
+            parser.error(f"{one}: no finished run: it has no config.yaml")
+    for name in ("pairs", "price"):
+        if not 0 <= getattr(arguments, name) < math.inf:
+            parser.error(f"--{name}: {getattr(arguments, name)}: a number from 0 up")
     main(*arguments.run_dirs, pairs=arguments.pairs, price=arguments.price)

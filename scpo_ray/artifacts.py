@@ -57,6 +57,8 @@ class Manifest:
     """CPU and GPU that its making held at one time; empty where it was made in the job's own process."""
     files: Mapping[str, int] = field(default_factory=dict)
     """Bytes of each file, so that one that was cut short or deleted is noticed without reading any."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file, where `content_hash` does not depend on all of them: of models."""
     schema_version: int = SCHEMA_VERSION
     created: str = ""
 
@@ -326,6 +328,7 @@ class Recipe:
         with run.writing(self.name) as folder:
             draft = Draft(folder)
             yield draft
+            kept = {str(path.relative_to(folder)): path for path in files_in(folder) if path.name != CARD}
             manifest = Manifest(
                 name=self.name,
                 stage=self.stage,
@@ -337,9 +340,8 @@ class Recipe:
                 statistics=draft.statistics,
                 packages=_package_versions(),
                 reserved=self.reserved,
-                files={
-                    str(path.relative_to(folder)): path.stat().st_size for path in files_in(folder) if path.name != CARD
-                },
+                files={name: path.stat().st_size for name, path in kept.items()},
+                digests={name: _digest(path) for name, path in kept.items()} if draft.content_hash else {},
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
@@ -381,6 +383,19 @@ def local_copy(address: str) -> Path:
 def files_in(folder: Path) -> list[Path]:
     """Every file below a folder, the manifest left out, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def wrong_file(folder: Path, manifest: Manifest) -> str | None:
+    """The first file in a copy of an artifact whose content is not what its digest says."""
+    for name, digest in manifest.digests.items():
+        if _digest(folder / name) != digest:
+            return name
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_folder(folder: Path) -> str:

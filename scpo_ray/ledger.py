@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from scpo_ray import model_files
-from scpo_ray.artifacts import MANIFEST, Manifest, RunDirectory, hash_folder
+from scpo_ray.artifacts import MANIFEST, Manifest, RunDirectory, hash_folder, wrong_file
 from scpo_ray.errors import ArtifactError
 from scpo_ray.stages import asked
 from scpo_ray.stages.global_model import REFERENCE, global_model_folder
@@ -211,7 +211,7 @@ def verify(address: str) -> tuple[int, list[str]]:
 
 
 def _is_as_made(run: RunDirectory, name: str, manifest: Manifest) -> bool:
-    """Of a model configuration, tokenizer and weights are hashed, wherever they lie; of all else every file."""
+    """Every file is read; of a global model that is taken as it is configuration, tokenizer and weights, wherever they lie."""
     if name == GLOBAL_MODEL and REFERENCE in run.names(name):
         return manifest.content_hash == model_files.content_hash(global_model_folder(run))
     with contextlib.ExitStack() as stack:
@@ -220,6 +220,8 @@ def _is_as_made(run: RunDirectory, name: str, manifest: Manifest) -> bool:
         else:  # what is in the store now, not the copy that was made of it once
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scpo_ray_verify_")))
             run.copy(name, folder)
+        if wrong_file(folder, manifest) is not None:
+            return False
         return manifest.content_hash in (hash_folder(folder), model_files.content_hash(folder))
 
 

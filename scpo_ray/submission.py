@@ -1,13 +1,14 @@
 """Jobs on a cluster, through its job server: what `ray job submit --working-dir .` does, one after another."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ray.exceptions import AuthenticationError
@@ -50,10 +51,11 @@ def submit(job: str, settings: Sequence[str], *, address: str | None = None, mem
     entrypoint = shlex.join(["python", f"jobs/{job}.py", *settings])
     metadata = {"project": "scpo_ray", "job": job, "run_dir": _value_of("--run_dir", settings) or "as configured"}
     submission = _submit_patiently(client, entrypoint, metadata, memory_gib)
-    _await_start(client, submission)
-    shown = asyncio.run(_show(client, submission))
-    while not (status := client.get_job_status(submission)).is_terminal():
-        time.sleep(_POLL_S)  # the log ended before the status was known
+    with _as_lost(submission):
+        _await_start(client, submission)
+        shown = asyncio.run(_show(client, submission))
+        while not (status := client.get_job_status(submission)).is_terminal():
+            time.sleep(_POLL_S)  # the log ended before the status was known
     if status != JobStatus.SUCCEEDED:
         reason, _, written = (client.get_job_info(submission).message or "").partition("\n")
         reason = reason.removesuffix(":")
@@ -77,6 +79,17 @@ def _client(address: str | None) -> JobSubmissionClient:
         raise ClusterError(
             f"{address or 'RAY_API_SERVER_ADDRESS'}: no job server to be reached ({reason}); give its address, and "
             "RAY_AUTH_MODE=token with its token"
+        ) from error
+
+
+@contextlib.contextmanager
+def _as_lost(submission: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError, AuthenticationError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"{submission}: the job server was lost ({reason}); where it still runs, so does the job: ray job status {submission}"
         ) from error
 
 

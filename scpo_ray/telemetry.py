@@ -132,14 +132,18 @@ def stage(run: str, name: str) -> Iterator[Stage]:
     told, start = Stage(run, name), time.monotonic()
     told.measure({"stage_running": 1})
     told.log("started")
-    end = "stopped"
+    end, reason = "stopped", ""
     try:
         yield told
         end = "finished"
+    except Exception as error:
+        reason = str(getattr(error, "cause", error))
+        raise
     finally:
         seconds = time.monotonic() - start
         told.measure({"stage_running": 0, "stage_seconds": seconds})
-        told.log(end, level=logging.INFO if end == "finished" else logging.WARNING, seconds=round(seconds, 3))
+        level = logging.INFO if end == "finished" else logging.WARNING
+        told.log(end, level=level, seconds=round(seconds, 3), error=reason)
 
 
 def logging_config() -> ray.LoggingConfig:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -282,6 +283,15 @@ def test_the_launchers_file_is_what_ray_up_takes():
     assert config["provider"]["type"] == "aws"
     assert all("RAY_AUTH_MODE=token" in line for line in _starts(config))
     assert any("--dashboard-host=127.0.0.1" in line for line in _starts(config))
+
+
+def test_the_image_has_what_the_launcher_needs_on_the_head():
+    """Its autoscaler imports the cloud's client when it starts; without it no worker ever comes."""
+    provider = yaml.safe_load((ROOT / "clusters/gpu.yaml").read_text())["provider"]["type"]
+    (extras,) = re.findall(r'"\.\[(.+)\]"', (ROOT / "clusters/Dockerfile").read_text())
+    assert provider in extras.split(",")
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][provider]
+    assert provider == "aws" and any(one.startswith("boto3") for one in named)
 
 
 def _starts(config: dict) -> list[str]:

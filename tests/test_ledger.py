@@ -152,6 +152,20 @@ def test_a_manifest_with_other_kinds_of_values_is_damage(small_run, change):
     assert f"prepared/manifest.json: not a manifest ({next(iter(change))}" in first.damage
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "adapter/adapter_model.safetensors"])
+def test_verify_reads_what_a_models_own_hash_leaves_out(small_run, name):
+    """The adapter is what services load."""
+    run = RunDirectory(str(small_run))
+    with Recipe("reward_models/A", "train", {}, {}, 0).making(run) as draft:
+        (draft.folder / "adapter").mkdir()
+        for file in ("config.json", "metrics.json", "adapter/adapter_model.safetensors"):
+            (draft.folder / file).write_text("as it was made")
+        draft.content_hash = model_files.content_hash(draft.folder)
+    assert verify(str(small_run))[1] == []
+    (small_run / "reward_models/A" / name).write_text("as it was, nay")
+    assert verify(str(small_run))[1] == [f"{small_run}/reward_models/A: another content than its manifest says"]
+
+
 def test_a_folder_without_a_manifest_hides_nothing(small_run):
     """As a deletion leaves it that was broken off: what is there counts for nothing, here as for every job."""
     (small_run / "prepared/manifest.json").unlink()

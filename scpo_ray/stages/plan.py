@@ -137,10 +137,15 @@ def table(plans: list[StagePlan], has: Capacity) -> Table:
     shown = Table(title=f"Plan: {len(has.nodes)} node{'s' if len(has.nodes) > 1 else ''}, {totals} ({has.where})")
     shown.title_justify = "left"
     words = ("stage", "starts", "reserves, each", "on")
-    for name in (*words, "tokens", "PFLOP", "memory, each", "sends, each", "about"):
+    names = (*words, "tokens", "PFLOP", "memory, each", "sends, each", "about")
+    rows = [(plan.stage, *_starts(plan, has), *_costs(plan, has)) for plan in plans]
+    columns = {name: cells for name, *cells in zip(names, *rows, strict=True)}
+    if not set(columns["sends, each"]) - {"", NONE}:
+        del columns["sends, each"]  # one device sends nothing, and tables are wide
+    for name in columns:
         shown.add_column(name, justify="left" if name in words else "right")
-    for plan in plans:
-        shown.add_row(plan.stage, *_starts(plan, has), *_costs(plan, has))
+    for cells in zip(*columns.values(), strict=True):
+        shown.add_row(*cells)
     return shown
 
 
@@ -158,8 +163,8 @@ def _places(bundle: Mapping[str, float], has: Capacity) -> str:
     if not any(bundle.values()):
         return "any node"
     hosts, number = room(bundle, has.nodes)
-    nodes = f"{hosts} of {len(has.nodes)} nodes" if len(has.nodes) > 1 else "this node"
-    return f"{nodes}, room for {number}"
+    nodes = f"{hosts} of {len(has.nodes)} nodes, " if len(has.nodes) > 1 else ""
+    return f"{nodes}room for {number}"
 
 
 def _resources(bundle: dict) -> str:

@@ -54,7 +54,9 @@ def run(config: Config) -> str:
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.ppo.checkpoint_dir, "ppo")
-    with turn(directory, "ppo", config.ppo.checkpoint_dir):
+    with turn(
+        directory, "ppo", config.ppo.checkpoint_dir, of=(*config.ppo.compositions, *(config.ppo.communities or ()))
+    ):
         return _make(config, directory)
 
 

@@ -39,7 +39,7 @@ def run(config: Config) -> TrainOutcome:
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.train.checkpoint_dir, "train")
-    with turn(directory, "train", config.train.checkpoint_dir):
+    with turn(directory, "train", config.train.checkpoint_dir, of=config.train.communities):
         return _make(config, directory)
 
 

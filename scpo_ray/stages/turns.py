@@ -5,7 +5,7 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -14,8 +14,14 @@ from scpo_ray.runtime import console
 
 
 @contextlib.contextmanager
-def turn(directory: RunDirectory, stage: str, checkpoint_dir: str | None) -> Iterator[None]:
+def turn(
+    directory: RunDirectory, stage: str, checkpoint_dir: str | None, *, of: Sequence[str] | None = None
+) -> Iterator[None]:
     """Wait until no other process is in this stage of this run, and keep others out while the block lasts.
+
+    Args:
+        checkpoint_dir: a disk, for runs on an object store.
+        of: what is made, where jobs may share a stage's work among them: only those that name the same wait for each other.
 
     The lock is a file's (`flock`), which ends with its process, however that ends. It lies in the run directory, or, of a run on
     an object store, among the unfinished trainings; whoever shares that disk, on whatever node, respects it. Where there is no
@@ -24,19 +30,40 @@ def turn(directory: RunDirectory, stage: str, checkpoint_dir: str | None) -> Ite
     Raises:
         StorageError: the file cannot be written.
     """
+    work = stage if of is None else f"{stage}-{content_hash_of(sorted(of))[:8]}"
     if directory.is_local:
-        path = Path(directory.absolute_address, f".{stage}.lock")
+        path = Path(directory.absolute_address, f".{work}.lock")
     elif checkpoint_dir is None:
         yield
         return
     else:
-        path = Path(checkpoint_dir, f".{content_hash_of(directory.address)[:16]}.{stage}.lock")
-    with storage_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    with file:
-        _acquire(file, stage, path)
-        yield
+        path = Path(checkpoint_dir, f".{content_hash_of(directory.address)[:16]}.{work}.lock")
+    with _held(path, stage):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # still held: who waits for it notices, and takes the next
+
+
+@contextlib.contextmanager
+def _held(path: Path, stage: str) -> Iterator[None]:
+    while True:
+        with storage_errors(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        with file:
+            _acquire(file, stage, path)
+            if _is_there(file, path):
+                yield
+                return
+
+
+def _is_there(file: IO[str], path: Path) -> bool:
+    """Whether it is still the file of that name; its holder may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _acquire(file: IO[str], stage: str, path: Path) -> None:

@@ -79,7 +79,8 @@ def _artifacts(config: Config) -> Result:
     """Content hashes: weights, scores, decisions, evaluation."""
     run = RunDirectory(config.run_dir)
     names = ["prepared", "global_model", "scores", *(f"decisions/{arm.name}" for arm in config.select.arms)]
-    names += [f"reward_models/{name}" for name in run.names("reward_models") if not name.startswith(".")]
+    for folder in ("reward_models", *(f"replicates/{seed}/reward_models" for seed in run.folders("replicates"))):
+        names += [f"{folder}/{name}" for name in run.folders(folder)]
     return {name: run.require(name, job="pipeline").content_hash for name in [*names, "evaluation"]}
 
 
@@ -95,7 +96,7 @@ _NOT_RESULTS = ("wall_time_s", "trial")
 def _steps(config: Config) -> Result:
     """What was measured at every step of the policy."""
     run = RunDirectory(config.run_dir)
-    (name,) = (name for name in run.names("policies") if name.startswith(FIRST.lower()))
+    (name,) = (name for name in run.folders("policies") if name.startswith(FIRST.lower()))
     rows = run.read_json(f"policies/{name}/metrics.json")["steps"]
     return {f"step {step}": {key: row[key] for key in MEASURES} for step, row in enumerate(rows)}
 

@@ -403,7 +403,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     (training,) = (line for line in done.stdout.splitlines() if "│ train_global" in line)
     cells = [cell.strip() for cell in training.strip("│").split("│")]
-    assert cells[1:3] == ["1 training worker", "1 CPU"] and re.fullmatch(r"this node, room for \d+", cells[3])
+    assert cells[1:3] == ["1 training worker", "1 CPU"] and re.fullmatch(r"room for \d+", cells[3])
     config = of(tmp_path)
     prepare.run(config)
     expected = estimate(config, RunDirectory(config.run_dir), "train_global", LAPTOP)

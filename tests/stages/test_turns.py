@@ -1,8 +1,10 @@
 """Two jobs on one run: the second waits for the first, and is not kept waiting by one that was killed."""
 
 import contextlib
+import select
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -41,10 +43,32 @@ def test_the_second_waits_until_the_first_has_died(take, tmp_path):
     assert f"train: waiting for process {first.pid} on " in said.replace("\n", " ")
     with turn(RunDirectory(str(tmp_path)), "sft", None), turn(RunDirectory(str(tmp_path / "other")), "train", None):
         pass  # another stage, another run
+    with turn(RunDirectory(str(tmp_path)), "train", None, of=["Chile"]):
+        pass  # another part of the work
     assert second.poll() is None
     first.kill()
     assert second.stdout.readline() == "in\n"
     second.kill()
+
+
+def test_many_take_turns_and_leave_nothing(take, tmp_path):
+    """Each removes the file when it leaves; those that waited for it must not be in at the same time as who takes a new one."""
+    run = tmp_path / "run"
+    run.mkdir()
+    waiting = [take(str(run)) for _ in range(5)]
+    seen = []
+    while waiting:
+        inside = [one for one in waiting if select.select([one.stdout], [], [], 0.2)[0]]
+        assert len(inside) <= 1
+        for one in inside:
+            assert one.stdout.readline() == "in\n"
+            time.sleep(0.5)
+            assert not any(select.select([other.stdout], [], [], 0)[0] for other in waiting if other is not one)
+            one.stdin.close()
+            one.wait(timeout=30)
+            waiting.remove(one)
+            seen.append(one.pid)
+    assert len(seen) == 5 and not list(run.iterdir())
 
 
 def test_runs_on_an_object_store_are_told_apart_on_their_disk(take):
@@ -65,7 +89,7 @@ def test_every_stage_with_a_model_takes_turns(tmp_path, monkeypatch, stage):
     class TookATurn(Exception):
         pass
 
-    def taken(directory, name, checkpoint_dir):
+    def taken(directory, name, checkpoint_dir, of=None):
         raise TookATurn(directory.address, name, checkpoint_dir)
 
     monkeypatch.setattr(stage, "turn", taken)
