@@ -5,6 +5,7 @@
 # make test   lint, types, layers, and the test suite
 # All make their own virtual environment first.
 
+SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -43,7 +44,7 @@ audit sbom: $(INSTALLED)
 	test -x $(TOOLS)/pip-audit || { $(PYTHON) -m venv $(TOOLS:/bin=) && $(TOOLS)/pip install --quiet pip-audit cyclonedx-bom; }
 	$($@)
 
-audit = $(BIN)/pip freeze --exclude-editable | sed "s/+cpu//" | $(TOOLS)/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin
+audit = set -o pipefail; $(BIN)/pip freeze --exclude-editable | sed "s/+cpu//" | $(TOOLS)/pip-audit --strict --no-deps --disable-pip --requirement /dev/stdin
 sbom = $(TOOLS)/cyclonedx-py environment $(BIN)/python --output-file sbom.json
 
 clean:

@@ -1,5 +1,6 @@
 """What the models themselves promise: immutable, closed, checked, and light to import."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from scpo_ray.cli import dump_yaml, load_config
 from scpo_ray.config import Config, PrepareConfig, SelectConfig
 from scpo_ray.config.section import holds_key
 
@@ -124,3 +126,11 @@ class TestPerCommunity:
 )
 def test_addresses_that_hold_a_key(address, holds):
     assert holds_key(address) == holds
+
+
+def test_a_config_that_was_written_and_read_is_the_same_to_the_letter(tmp_path):
+    """Names of checkpoints are hashes of settings' text: 10000 and 10000.0 are equal, and written differently."""
+    config = Config(run_dir="run")
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    again = load_config(["--config", str(tmp_path / "config.yaml")])
+    assert json.dumps(again.model_dump(mode="json")) == json.dumps(config.model_dump(mode="json"))

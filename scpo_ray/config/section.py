@@ -59,7 +59,9 @@ Unique = AfterValidator(_without_repeats)
 class Section(BaseModel):
     """A part of the configuration: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, validate_default=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     def identity(self, prefix: str) -> dict[str, object]:
         """Dotted key -> value of every setting that the result depends on."""

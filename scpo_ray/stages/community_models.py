@@ -1,17 +1,17 @@
 """The reward models that policies are trained and measured by: whose, where, and on which scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scpo_ray import model_files, models
-from scpo_ray.artifacts import RunDirectory
+from scpo_ray import model_files
+from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, DataError
-from scpo_ray.ppo.objective import Scale
+from scpo_ray.ppo.objective import Scale, Target
 from scpo_ray.records import ModelName
 from scpo_ray.runtime import connect
 from scpo_ray.stages import recipes
@@ -46,6 +46,19 @@ def community_models(config: Config, directory: RunDirectory) -> dict[str, Commu
         check_known("ppo.communities", config.ppo.communities, known)
     wanted = config.ppo.communities or communities_to_train(config, directory)
     return {community: _model(config, directory, community, is_global=community in majority) for community in wanted}
+
+
+def policy_recipe(
+    config: Config, directory: RunDirectory, target: Target, found: Mapping[str, CommunityModel]
+) -> Recipe:
+    """Of a policy for communities whose models are found."""
+    return recipes.policy(
+        config,
+        directory,
+        name=target.name,
+        composition=target.composition,
+        reward_models={community: found[community].content_hash for community in target.communities},
+    )
 
 
 def held_out_models(config: Config, directory: RunDirectory, communities: Sequence[str]) -> dict[str, CommunityModel]:
@@ -87,6 +100,8 @@ def scales(config: Config, directory: RunDirectory, wanted: dict[str, CommunityM
     Raises:
         DataError: a community has no validation pairs, or its model gives all of them the same reward.
     """
+    from scpo_ray import models  # with transformers, which recipes need not wait for
+
     connect(config.log_format)
     to_score = []
     for name, model in wanted.items():

@@ -14,7 +14,7 @@ from scpo_ray.ppo import prompts as prompt_sets
 from scpo_ray.ppo.objective import Target
 from scpo_ray.ppo.records import Prompt
 from scpo_ray.stages import recipes
-from scpo_ray.stages.community_models import CommunityModel, community_models, held_out_models
+from scpo_ray.stages.community_models import CommunityModel, community_models, held_out_models, policy_recipe
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,7 @@ def make_plan(config: Config, directory: RunDirectory, *, trains: bool = True) -
     made = {}
     for target in wanted if trains else ():
         training_prompts(ppo, target, prompts)
-        made[target] = recipes.policy(
-            config,
-            directory,
-            name=target.name,
-            composition=target.composition,
-            reward_models={community: found[community].content_hash for community in target.communities},
-        )
+        made[target] = policy_recipe(config, directory, target, found)
     missing = {
         target: recipe for target, recipe in made.items() if recipe.is_made(directory, rebuild=config.rebuild) is None
     }

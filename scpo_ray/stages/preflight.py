@@ -16,7 +16,7 @@ from scpo_ray.buckets import check_host
 from scpo_ray.capacity import Capacity, capacity
 from scpo_ray.config import Config
 from scpo_ray.core.placement import reason_unplaceable
-from scpo_ray.errors import ArtifactError, ConfigError, StorageError
+from scpo_ray.errors import ArtifactError, ConfigError, ModelError, StorageError
 from scpo_ray.runtime import console, make_console
 from scpo_ray.stages import recipes
 from scpo_ray.stages.needs import JOBS, needs_of
@@ -53,6 +53,7 @@ def passed(config: Config, job: str) -> bool:
         if stage not in made:  # a report of what a cluster has trained can be made anywhere
             check_placement(config, stage, has)
     check_checkpoints(config, directory, JOBS[job])
+    check_policy_checkpoints(config, directory, job)
     if not config.dry_run and not any(needs_of(config, stage) for stage in JOBS[job]):
         return True  # no model has a part in it
     from scpo_ray.stages import plan  # with the model libraries, which take seconds to import
@@ -206,23 +207,43 @@ def _write_beside(folder: Path) -> None:
 
 
 def check_policies(config: Config, directory: RunDirectory, job: str) -> None:
-    """Refuse what policies are to be made from, where it is missing or does not fit, and checkpoints that cannot be resumed.
+    """Refuse what policies are to be made from, where it is missing or does not fit.
 
     Raises:
         ScpoError: as the stage itself would, once it had waited for the cluster.
     """
-    if job not in ("sft", "ppo", "best_of_n"):
+    if job not in ("ppo", "best_of_n"):
         return
-    from scpo_ray.ppo.checkpoints import checkpoints_in
     from scpo_ray.stages.policy_plan import make_plan
 
-    if job == "sft":
-        recipe = recipes.start_policy(config, directory)
+    make_plan(config, directory, trains=job == "ppo")
+
+
+def check_policy_checkpoints(config: Config, directory: RunDirectory, job: str) -> None:
+    """Refuse to resume a policy under another layout than it was begun with.
+
+    Raises:
+        TrainingError: with the folder and both numbers.
+    """
+    if job not in ("sft", "ppo"):
+        return
+    from scpo_ray.ppo import objective
+    from scpo_ray.ppo.checkpoints import checkpoints_in
+    from scpo_ray.stages.community_models import community_models, policy_recipe
+
+    settings = config.sft if job == "sft" else config.ppo
+    try:
+        if job == "sft":
+            wanted = [recipes.start_policy(config, directory)]
+        else:
+            found = community_models(config, directory)
+            targets = objective.targets(config.ppo, list(found))
+            wanted = [policy_recipe(config, directory, target, found) for target in targets]
+    except (ArtifactError, ConfigError, ModelError):  # `check_model` or `check_policies` will say it, where it is whole
+        return
+    for recipe in wanted:
         if recipe.is_made(directory, rebuild=config.rebuild) is None:
-            checkpoints_in(directory, recipe, config.sft).refuse_other_layout(config.sft, "sft")
-    else:
-        for recipe in make_plan(config, directory, trains=job == "ppo").missing.values():
-            checkpoints_in(directory, recipe, config.ppo).refuse_other_layout(config.ppo, "ppo")
+            checkpoints_in(directory, recipe, settings).refuse_other_layout(settings, job)
 
 
 def check_artifacts(config: Config, directory: RunDirectory, job: str) -> set[str]:

@@ -38,11 +38,15 @@ def turn(
         return
     else:
         path = Path(checkpoint_dir, f".{content_hash_of(directory.address)[:16]}.{work}.lock")
+    is_new = not path.parent.exists()
     with _held(path, stage):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)  # still held: who waits for it notices, and takes the next
+            if is_new:
+                with contextlib.suppress(OSError):  # not empty: a job that was refused leaves nothing
+                    path.parent.rmdir()
 
 
 @contextlib.contextmanager

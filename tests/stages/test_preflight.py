@@ -231,8 +231,15 @@ def test_policies_left_by_another_number_of_learners_are_refused(policy_run, tmp
     (left / "rank_0.pt").touch()
     (left / "zero_stage").write_text("0")
     with pytest.raises(TrainingError, match=r"written by 1 ranks, ppo.num_learners is 2"):
-        preflight.check_policies(config, directory, "ppo")
-    preflight.check_policies(config.with_settings({"ppo.num_learners": 1}), directory, "ppo")
+        preflight.check_policy_checkpoints(config, directory, "ppo")
+    preflight.check_policy_checkpoints(config.with_settings({"ppo.num_learners": 1}), directory, "ppo")
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(config))
+    start = time.monotonic()
+    done = run_job("ppo", "--config", str(file))
+    assert time.monotonic() - start < 5
+    assert done.returncode == 1 and "written by 1 ranks, ppo.num_learners is 2" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_chat_template_that_fails(tmp_path, tiny_reward_model):
@@ -345,9 +352,9 @@ def test_trials_and_the_best_of_n_are_counted(prepared):
     assert search.num_tokens == pytest.approx(7 * training.num_tokens + read * data.mean_tokens)
     assert search.flops > 7 * training.flops and search.seconds > 7 * training.seconds
     assert search.memory_bytes == training.memory_bytes
-    settings = {"best_of_n.num_samples": (1, 8), "ppo.evaluation.max_prompts": 10}
+    settings = {"best_of_n.num_samples": (1, 8), "ppo.evaluation.max_prompts": 10, "ppo.max_response_tokens": 32}
     found = estimate(config.with_settings(settings), directory, "best_of_n", LAPTOP)
-    length = config.ppo.max_response_tokens + data.mean_context_tokens
+    length = min(32 + data.mean_context_tokens, config.format.max_tokens)
     assert found.num_tokens == pytest.approx(10 * 8 * length)
 
 

@@ -71,6 +71,13 @@ def test_many_take_turns_and_leave_nothing(take, tmp_path):
     assert len(seen) == 5 and not list(run.iterdir())
 
 
+def test_a_refused_job_leaves_no_folder(tmp_path):
+    run = RunDirectory(str(tmp_path / "typo"))
+    with pytest.raises(ZeroDivisionError), turn(run, "score", None):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
 def test_runs_on_an_object_store_are_told_apart_on_their_disk(take):
     """The store itself is not asked."""
     one, two = (f"s3://bucket/{name}?region=us-east-1" for name in ("one", "two"))
