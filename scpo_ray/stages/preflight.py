@@ -52,6 +52,7 @@ def passed(config: Config, job: str) -> bool:
     for stage in JOBS[job]:
         if stage not in made:  # a report of what a cluster has trained can be made anywhere
             check_placement(config, stage, has)
+    check_communities(config, directory, job)
     check_checkpoints(config, directory, JOBS[job])
     check_policy_checkpoints(config, directory, job)
     if not config.dry_run and not any(needs_of(config, stage) for stage in JOBS[job]):
@@ -217,6 +218,24 @@ def check_policies(config: Config, directory: RunDirectory, job: str) -> None:
     from scpo_ray.stages.policy_plan import make_plan
 
     make_plan(config, directory, trains=job == "ppo")
+
+
+def check_communities(config: Config, directory: RunDirectory, job: str) -> None:
+    """Refuse communities that the prepared data does not have.
+
+    Raises:
+        ConfigError: with those that it has.
+    """
+    manifest = directory.find(recipes.PREPARED)
+    if manifest is None or "prepare" in JOBS[job]:  # preparing looks by itself, also where it is done
+        return
+    from scpo_ray.stages.prepare import check_known
+
+    known = manifest.statistics["communities"]
+    assert isinstance(known, dict)
+    for stage in JOBS[job]:
+        if stage in ("train_global", "train", "sft", "ppo"):
+            check_known(f"{stage}.communities", getattr(config, stage).communities, known)
 
 
 def check_policy_checkpoints(config: Config, directory: RunDirectory, job: str) -> None:

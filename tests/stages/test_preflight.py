@@ -242,6 +242,13 @@ def test_policies_left_by_another_number_of_learners_are_refused(policy_run, tmp
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("job", ["train_global", "train", "sft", "ppo"])
+def test_communities_that_the_data_does_not_have(prepared, job):
+    other = prepared.with_settings({f"{job}.communities": ("Brevja",), "dry_run": True})
+    with pytest.raises(ConfigError, match=rf"{job}.communities: no pairs from 'Brevja'; the data has: Atlas, Brevia"):
+        preflight.passed(other, job)
+
+
 def test_a_chat_template_that_fails(tmp_path, tiny_reward_model):
     folder = tmp_path / "model"
     shutil.copytree(tiny_reward_model, folder)
