@@ -215,7 +215,7 @@ def _is_at_work(title: str) -> bool:
 class Finished:
     """What a run has finished: bytes that must not change any more."""
 
-    PATTERNS = ("**/manifest.json", "tune/*/trials/*.json")
+    PATTERNS = ("*/manifest.json", "*/*/manifest.json", "replicates/*/*/*/manifest.json", "tune/*/trials/*.json")
     UNFINISHED = ("checkpoints", "sft_checkpoints", "policy_checkpoints")
 
     def __init__(self, run_dir: Path) -> None:
