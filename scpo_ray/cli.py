@@ -259,6 +259,7 @@ def _reason(detail: ErrorDetails) -> str:
 def _show(value: object) -> str:
     is_plain = isinstance(value, str) and value and value.isprintable()
     shown = str(value) if is_plain else json.dumps(value, ensure_ascii=False, default=str)
+    shown = re.sub(r"([?&]\w*(?:key|secret|token)\w*=)[^&\s]*", r"\1...", shown, flags=re.IGNORECASE)
     return re.sub(r"://\S*@", "://...@", shown)  # a user or a key, which no address may hold
 
 

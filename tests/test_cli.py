@@ -209,6 +209,11 @@ def test_an_empty_file_states_nothing(write, text):
             "run_dir: s3://...@bucket/run: holds a user or a key, which manifests and logs would show; set it in the "
             "environment (AWS_ACCESS_KEY_ID and the like), and leave it out here",
         ),
+        (
+            ["--run_dir", "s3://bucket/run?secret_key=SECRET"],
+            "run_dir: s3://bucket/run?secret_key=...: holds a user or a key, which manifests and logs would show; set it in "
+            "the environment (AWS_ACCESS_KEY_ID and the like), and leave it out here",
+        ),
         (["--train.zero_stage", "4"], "train.zero_stage: 4: Input should be less than or equal to 3"),
         (
             ["--train.min_workers", "3", "--train.num_workers", "2"],

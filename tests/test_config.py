@@ -117,6 +117,7 @@ class TestPerCommunity:
         ("--run_dir=s3://KEY:SEC/RET@bucket", True),
         ("a.jsonl,s3://KEY:SECRET@bucket/x.jsonl", True),
         ('["a.jsonl", "s3://KEY:SE/CR+ET@bucket/x.jsonl"]', True),
+        ("s3://bucket/x?access_key=KEY&secret_key=SECRET", True),
         ("s3://bucket/run@1", False),
         ("http://host:9000/x", False),
         ("s3://one/a,s3://two/b", False),

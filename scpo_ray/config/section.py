@@ -11,6 +11,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 def holds_key(address: str) -> bool:
     """Whether an address, or one in a list of them, names a user or a key before its host; secrets of AWS may hold slashes."""
+    if re.search(r"[?&]\w*(key|secret|token)\w*=", address, re.IGNORECASE):
+        return True
     return re.search(r"""[a-zA-Z0-9+.-]+://([^/,\s"']*@|[^/,\s"']*:[^,\s"']*@)""", address) is not None
 
 
