@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scpo_ray import telemetry
 from scpo_ray.artifacts import RunDirectory
+from scpo_ray.errors import DataError
 from scpo_ray.stages.train import load_trained
 from tests.conftest import TINY
 
@@ -202,3 +203,10 @@ def test_the_dashboard_can_be_imported():
         for target in panel.get("targets", ()):
             assert set(re.findall(r"\$(\w+)", target["expr"])) <= names
             assert target["datasource"]["uid"] == "${datasource}"
+
+
+def test_why_a_stage_stopped_is_in_its_last_line(caplog):
+    caplog.set_level("INFO", "scpo_ray")
+    with pytest.raises(DataError), telemetry.stage("/run", "train"):
+        raise DataError("Chile: no pairs")
+    assert (caplog.records[-1].message, caplog.records[-1].error) == ("stopped", "Chile: no pairs")

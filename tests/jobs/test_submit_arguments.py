@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from scpo_ray import submission
+from scpo_ray.errors import ClusterError
 from scpo_ray.local_cluster import free_port
 
 SUBMIT = Path(__file__).parents[2] / "jobs/submit.py"
@@ -61,3 +63,10 @@ def test_refused_in_one_line(arguments, said):
     )
     assert done.returncode == 2
     assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_job_server_that_goes_is_one_line():
+    """As Ray's client says it while it waits for output."""
+    lost = r"raysubmit_1: the job server was lost \(WebSocket closed\); where it still runs, so does the job: ray job status"
+    with pytest.raises(ClusterError, match=lost), submission._as_lost("raysubmit_1"):
+        raise RuntimeError("WebSocket\nclosed")
