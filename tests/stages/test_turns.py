@@ -97,12 +97,17 @@ def test_every_stage_with_a_model_takes_turns(tmp_path, monkeypatch, stage):
         pass
 
     def taken(directory, name, checkpoint_dir, of=None):
-        raise TookATurn(directory.address, name, checkpoint_dir)
+        raise TookATurn(directory.address, name, checkpoint_dir, of)
 
     monkeypatch.setattr(stage, "turn", taken)
     name = stage.__name__.rpartition(".")[2]
     section = {"score": "train", "evaluate": "train", "best_of_n": "ppo"}.get(name, name)
-    config = Config(run_dir=str(tmp_path)).with_settings({f"{section}.checkpoint_dir": "/shared/unfinished"})
+    config = Config(run_dir=str(tmp_path)).with_settings(
+        {f"{section}.checkpoint_dir": "/shared/unfinished"}
+        | {f"{one}.communities": ("Chile",) for one in ("train", "ppo", "sft", "train_global")}
+    )
     with pytest.raises(TookATurn) as raised:
         stage.run(config)
-    assert raised.value.args == (str(tmp_path), name, "/shared/unfinished")
+    *taken_for, of = raised.value.args
+    assert taken_for == [str(tmp_path), name, "/shared/unfinished"]
+    assert ("Chile" in (of or ())) == (stage in (train, ppo)), "jobs may share communities among them"
