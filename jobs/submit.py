@@ -5,13 +5,14 @@ python jobs/submit.py pipeline sft ppo -- --config jobs/experiments/ppo_atlas.ya
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
 from scpo_ray.cli import run
 
 JOBS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "submit")
+_MOST_GIB = 1_000_000
+"""More than any node has, and little enough to be counted in bytes."""
 
 
 def main() -> None:
@@ -35,8 +36,10 @@ def main() -> None:
     arguments, others = parser.parse_known_args(sys.argv[1:place])
     if others:
         parser.error(f"{others[0]}: not an option of submit.py; what the jobs are to be told goes after `--`")
-    if not 0 <= arguments.entrypoint_memory_gib < math.inf:
-        parser.error(f"--entrypoint-memory-gib: {arguments.entrypoint_memory_gib}: not a number of GiB from 0 up")
+    if not 0 <= arguments.entrypoint_memory_gib <= _MOST_GIB:
+        parser.error(
+            f"--entrypoint-memory-gib: {arguments.entrypoint_memory_gib}: not a number of GiB from 0 to {_MOST_GIB:,}"
+        )
     from scpo_ray import submission  # deferred: a bad argument fails in milliseconds
 
     for job in arguments.jobs:

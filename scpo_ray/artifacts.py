@@ -11,9 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import re
 import shutil
-import socket
 import tempfile
 import time
 import uuid
@@ -26,16 +24,23 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from scpo_ray.errors import ArtifactError, StorageError
+from scpo_ray.errors import ArtifactError
+from scpo_ray.folders import (
+    MANIFEST,
+    digest_of,
+    files_in,
+    hash_folder,
+    private_copies,
+    remove_empty,
+    scratch_folder,
+    storage_errors,
+)
 from scpo_ray.records import SCHEMA_VERSION
 
-MANIFEST = "manifest.json"
 CARD = "README.md"
 """A model's card, which later stages write anew; a manifest does not say how long it is."""
 ROW_GROUP_SIZE = 8_192
 """Rows of a Parquet file that are read together."""
-_HOST = re.sub(r"\W", "-", socket.gethostname())
-_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGES = ("scpo_ray", "torch", "transformers", "ray", "deepspeed", "pyarrow", "numpy", "peft")
 
 
@@ -203,7 +208,7 @@ class RunDirectory:
         manifest = self.find(name)
         if manifest is None:
             raise ArtifactError(f"{self.path(name)}: no such artifact")
-        target = _copies() / manifest.content_hash / Path(name).name
+        target = private_copies() / manifest.content_hash / Path(name).name
         if not target.is_dir():
             with storage_errors(str(target)):
                 staging = scratch_folder(target.parent, target.name)
@@ -243,7 +248,7 @@ class RunDirectory:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
                 if self.is_local and is_new:
-                    _remove_empty(parent, Path(self._root))
+                    remove_empty(parent, Path(self._root))
 
     def _publish(self, staging: Path, name: str) -> None:
         if not self.is_local:
@@ -257,10 +262,18 @@ class RunDirectory:
             return
         target = Path(self._root) / name
         retired = staging.with_suffix(".old")
-        if target.exists():
-            target.rename(retired)
-        staging.rename(target)
-        shutil.rmtree(retired, ignore_errors=True)
+        for is_last in (*[False] * 9, True):
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(retired)
+            try:
+                staging.rename(target)
+            except OSError as error:  # another process has put its own there since
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or is_last:
+                    raise
+            else:
+                break
+            finally:
+                shutil.rmtree(retired, ignore_errors=True)
 
     def write_file(self, name: str, content: bytes) -> None:
         """One file outside any artifact (the report, the resolved config), replaced atomically on a local disk."""
@@ -341,7 +354,7 @@ class Recipe:
                 packages=_package_versions(),
                 reserved=self.reserved,
                 files={name: path.stat().st_size for name, path in kept.items()},
-                digests={name: _digest(path) for name, path in kept.items()} if draft.content_hash else {},
+                digests={name: digest_of(path) for name, path in kept.items()} if draft.content_hash else {},
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
@@ -380,101 +393,12 @@ def local_copy(address: str) -> Path:
     return RunDirectory(place).fetch(name)
 
 
-def files_in(folder: Path) -> list[Path]:
-    """Every file below a folder, the manifest left out, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-
-
 def wrong_file(folder: Path, manifest: Manifest) -> str | None:
     """The first file in a copy of an artifact whose content is not what its digest says."""
     for name, digest in manifest.digests.items():
-        if _digest(folder / name) != digest:
+        if digest_of(folder / name) != digest:
             return name
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_folder(folder: Path) -> str:
-    """SHA-256 over the names and bytes of every file below a folder, the manifest left out."""
-    digest = hashlib.sha256()
-    for path in files_in(folder):
-        digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def storage_errors(place: str) -> Iterator[None]:
-    """Operating-system and Arrow I/O failures as one StorageError that names the place and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0][:300]
-        if error.errno in _OUT_OF_SPACE:
-            remedy = "nothing of it was kept; free space and rerun, finished work is not repeated"
-        else:
-            remedy = "check that the path exists and may be read and written, then rerun"
-        raise StorageError(f"{error.filename or place}: {reason}; {remedy}") from error
-    except pa.ArrowInvalid as error:
-        raise StorageError(f"{place}: {str(error).splitlines()[0]}") from error
-
-
-def scratch_folder(parent: Path, name: str) -> Path:
-    """A new hidden folder in `parent` that is swept once its process is dead."""
-    parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
-    folder = parent / f".{name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
-    folder.mkdir()
-    return folder
-
-
-def _copies() -> Path:
-    """Where copies of remote artifacts lie: this user's alone, since what is found there is taken for what it is named.
-
-    Raises:
-        StorageError: it is another user's, or cannot be made.
-    """
-    folder = Path(tempfile.gettempdir(), f"scpo_ray-copies-{os.getuid()}")
-    with storage_errors(str(folder)):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-            raise StorageError(
-                f"{folder}: a link, another user's, or open to others, who could change models there; remove it, or set TMPDIR"
-            )
-    return folder
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    """Delete empty folders from `folder` up to `root`: a run that was refused leaves nothing."""
-    with contextlib.suppress(OSError):  # not empty: something is there to keep
-        for path in (folder, *folder.parents):
-            path.rmdir()
-            if path == root:
-                break
-
-
-def _sweep(parent: Path) -> None:
-    """Delete what killed writers of this machine left in a folder; another machine's may still be at work."""
-    for path in parent.glob(f".*.{_HOST}.*.*.*"):
-        writer, suffix = path.name.split(".")[-3], path.suffix
-        if suffix in (".tmp", ".old") and writer.isdigit() and not _is_running(int(writer)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _package_versions() -> dict[str, str]:

@@ -183,7 +183,7 @@ def _read_yaml(config_file: str) -> dict[str, Any]:
         raise ConfigError(f"{config_file}: no such file, seen from {Path.cwd()}; --config takes a YAML file")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        _refuse_repeated_keys(root, config_file)
+        refuse_repeated_keys(root, config_file)
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{config_file}: holds no keys; write `section:` lines with `key: value` lines below")
         return YamlConfigSettingsSource(_CommandLine, yaml_file=path)()
@@ -194,8 +194,12 @@ def _read_yaml(config_file: str) -> dict[str, Any]:
         raise ConfigError(f"{config_file}: cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
-def _refuse_repeated_keys(node: yaml.Node | None, config_file: str, above: tuple[yaml.Node, ...] = ()) -> None:
-    """YAML readers keep the last of two equal keys, which would drop the first setting without a word."""
+def refuse_repeated_keys(node: yaml.Node | None, config_file: str, above: tuple[yaml.Node, ...] = ()) -> None:
+    """YAML readers keep the last of two equal keys, which would drop the first setting without a word.
+
+    Raises:
+        ConfigError: a key is given twice in one mapping, or a mapping contains itself.
+    """
     if not isinstance(node, yaml.MappingNode):
         return
     if node in above:
@@ -205,7 +209,7 @@ def _refuse_repeated_keys(node: yaml.Node | None, config_file: str, above: tuple
         if key.value in keys[:index]:
             line = key.start_mark.line + 1
             raise ConfigError(f"{config_file}:{line}: {key.value} is given a second time; merge the two")
-        _refuse_repeated_keys(value, config_file, (*above, node))
+        refuse_repeated_keys(value, config_file, (*above, node))
 
 
 def _override(stated: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

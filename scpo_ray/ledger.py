@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.table import Table
 
 from scpo_ray import model_files
-from scpo_ray.artifacts import MANIFEST, Manifest, RunDirectory, hash_folder, wrong_file
+from scpo_ray.artifacts import Manifest, RunDirectory, wrong_file
 from scpo_ray.errors import ArtifactError
+from scpo_ray.folders import MANIFEST, hash_folder
 from scpo_ray.stages import asked
 from scpo_ray.stages.global_model import REFERENCE, global_model_folder
 from scpo_ray.stages.recipes import GLOBAL_MODEL

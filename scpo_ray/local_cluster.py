@@ -19,6 +19,7 @@ import psutil
 import yaml
 from pydantic import ValidationError
 
+from scpo_ray.cli import refuse_repeated_keys
 from scpo_ray.config.cluster import LocalClusterConfig, NodeShape
 from scpo_ray.errors import ClusterError, ConfigError
 
@@ -35,7 +36,9 @@ def read_shape(file: str) -> LocalClusterConfig:
         ConfigError: it cannot be read, or a value is not legal.
     """
     try:
-        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        text = Path(file).read_text(encoding="utf-8")
+        refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), file)
+        found = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(found, dict):

@@ -9,7 +9,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from scpo_ray.artifacts import storage_errors
+from scpo_ray.folders import storage_errors
 from scpo_ray.records import SCORES, content_id
 
 

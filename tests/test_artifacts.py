@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from scpo_ray import artifacts
-from scpo_ray.artifacts import MANIFEST, Draft, Manifest, Recipe, RunDirectory, hash_folder, storage_errors
+from scpo_ray.artifacts import Draft, Manifest, Recipe, RunDirectory
 from scpo_ray.errors import ArtifactError, StorageError
+from scpo_ray.folders import MANIFEST, hash_folder, private_copies, storage_errors
 from scpo_ray.records import SCHEMA_VERSION
 
 REPOSITORY = Path(__file__).parents[1]
@@ -83,20 +83,20 @@ def test_fetch_gives_a_local_copy(run, tmp_path, monkeypatch):
 def test_copies_are_nobody_elses(tmp_path, monkeypatch):
     """Whoever could write there could plant a model."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = artifacts._copies()
+    folder = private_copies()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and folder.parent == tmp_path
     folder.chmod(0o777)
     with pytest.raises(StorageError, match=r"open to others, who could change models there; remove it"):
-        artifacts._copies()
+        private_copies()
     folder.rmdir()
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StorageError, match=r"a link"):
-        artifacts._copies()
+        private_copies()
     folder.unlink()
     folder.write_text("")
     with pytest.raises(StorageError, match=r"scpo_ray-copies-\d+: File exists"):
-        artifacts._copies()
+        private_copies()
 
 
 def test_an_exception_leaves_nothing(run, tmp_path):

@@ -178,7 +178,14 @@ def test_a_folder_without_a_manifest_hides_nothing(small_run):
 def test_models_that_were_asked_for_and_are_not_there(small_run, capsys, monkeypatch, stage, folder, failed, status):
     monkeypatch.setenv("COLUMNS", "300")
     wanted = [f"{folder}/{name}" for name in "ABC"]
-    asked.write(RunDirectory(str(small_run)), stage, wanted, {f"{folder}/{name}": "died" for name in failed})
+    asked.write(
+        RunDirectory(str(small_run)),
+        stage,
+        wanted,
+        {f"{folder}/{name}": "died" for name in failed},
+        checkpoint_dir=None,
+        adds=False,
+    )
     assert records(str(small_run))[-1].num_missing == 3, "killed before the first"
     for name in wanted[:2]:
         with Recipe(name, stage, {}, {}, 0).making(RunDirectory(str(small_run))):

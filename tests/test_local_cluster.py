@@ -52,6 +52,9 @@ def test_another_users_folder_is_refused(shape):
         (b"nodes: []", r"shape.yaml: nodes: Tuple should have at least 1 item"),
         (b"nodes: [{name: a}]\nport: 7000\ndashboard_port: 7000", "yaml: port and dashboard_port are both 7000"),
         (b"nodes: [{name: a, resources: {CPU: 2}}]", r"nodes.0.resources: CPU is Ray's own; use num_cpus"),
+        (b"nodes: [{name: a, resources: {x: yes}}]", r"nodes.0.resources.x: Input should be a valid number"),
+        (b"nodes: [{name: a}]\nport: 7000\nnodes: [{name: b}]", r"shape.yaml:3: nodes is given a second time"),
+        (b"folder: ray\nnodes: [{name: a}]", r"folder: ray depends on where the command is given; write the whole"),
         (b"nodes: [{name: a, resources: {x: -3}}]", r"nodes.0.resources: x: -3.0 is no amount"),
     ],
 )

@@ -1,8 +1,10 @@
 """Shape of a Ray cluster on one machine (clusters/local.yaml)."""
 
 import math
+from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from scpo_ray.config.section import Section
 
@@ -19,7 +21,7 @@ class NodeShape(Section):
     """What Ray may place there; processes are not bound to cores."""
 
     num_gpus: int = Field(default=0, ge=0)
-    resources: dict[str, float] = Field(default_factory=dict)
+    resources: dict[str, Annotated[float, Strict()]] = Field(default_factory=dict)
     """Custom resources, to place work by name: `{second: 1}`."""
 
     @field_validator("resources")
@@ -48,6 +50,14 @@ class LocalClusterConfig(Section):
 
     object_store_mb: int = Field(default=500, ge=80)
     """Shared memory of each node, MB."""
+
+    @field_validator("folder")
+    @classmethod
+    def _is_the_same_from_everywhere(cls, folder: str) -> str:
+        path = Path(folder).expanduser()
+        if not path.is_absolute():
+            raise ValueError(f"{folder} depends on where the command is given; write the whole path")
+        return str(path)
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "LocalClusterConfig":

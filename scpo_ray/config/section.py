@@ -8,10 +8,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+_KEY_IN_QUERY = r"[?&][\w.-]*(key|secret|token|password|passwd|credential|signature|\bsig)[\w.-]*="
+
 
 def holds_key(address: str) -> bool:
-    """Whether an address, or one in a list of them, names a user or a key before its host; secrets of AWS may hold slashes."""
-    if re.search(r"[?&]\w*(key|secret|token)\w*=", address, re.IGNORECASE):
+    """Whether an address, or one in a list of them, names a user or a key before its host, or a key in its query.
+
+    Secrets of AWS may hold slashes.
+    """
+    if re.search(_KEY_IN_QUERY, address, re.IGNORECASE):
         return True
     return re.search(r"""[a-zA-Z0-9+.-]+://([^/,\s"']*@|[^/,\s"']*:[^,\s"']*@)""", address) is not None
 

@@ -5,11 +5,12 @@ import shutil
 import time
 from pathlib import Path
 
-from scpo_ray.artifacts import Recipe, RunDirectory, storage_errors
+from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import LearnerConfig
+from scpo_ray.folders import storage_errors
 from scpo_ray.ppo.actors import Failures
 from scpo_ray.ppo.learners import Learners
-from scpo_ray.training.task import checkpoints_of, newest_checkpoint, refuse_other_layout
+from scpo_ray.training.task import checkpoints_of, newest_checkpoint, refuse_other_layout, remove_checkpoints
 
 _UNDER_NOTICE_S = 10.0
 FOLDERS = {"sft": "sft_checkpoints", "ppo": "policy_checkpoints"}
@@ -18,15 +19,16 @@ FOLDERS = {"sft": "sft_checkpoints", "ppo": "policy_checkpoints"}
 
 def checkpoints_in(directory: RunDirectory, recipe: Recipe, config: LearnerConfig) -> "PolicyCheckpoints":
     """Of a policy that is being made."""
-    folder, place = FOLDERS[recipe.stage], config.checkpoint_dir
-    return PolicyCheckpoints(checkpoints_of(recipe, folder, run_address=directory.absolute_address, place=place))
+    return PolicyCheckpoints(recipe, directory.absolute_address, config.checkpoint_dir)
 
 
 class PolicyCheckpoints:
     """A folder of `step_N`, of which the newest counts. Its name holds the recipe, so another config never finds it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._saved = folder, -math.inf
+    def __init__(self, recipe: Recipe, run_address: str, place: str | None) -> None:
+        self._recipe, self._run_address, self._place = recipe, run_address, place
+        self._folder = checkpoints_of(recipe, FOLDERS[recipe.stage], run_address=run_address, place=place)
+        self._saved = -math.inf
 
     def is_due(self, step: int, *, every: int, failures: Failures) -> bool:
         """After `step` steps: every so many, and under notice that a node goes, as often as 10 s allow."""
@@ -75,4 +77,5 @@ class PolicyCheckpoints:
 
     def remove(self) -> None:
         """Nothing of an unfinished policy is needed once its artifact is there."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        name, folder = self._recipe.name, FOLDERS[self._recipe.stage]
+        remove_checkpoints(name, folder, run_address=self._run_address, place=self._place)

@@ -1,4 +1,4 @@
-"""What the last training was asked for, and what of it failed: kept beside a run's artifacts for `scpo_ray runs`, which knows no
+"""What trainings were asked for, and what of it failed: kept beside a run's artifacts for `scpo_ray runs`, which knows no
 config."""
 
 import json
@@ -6,20 +6,44 @@ from collections.abc import Iterable, Mapping
 
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.errors import ArtifactError
+from scpo_ray.stages.turns import turn
 
 FILES = {"train": "training.json", "ppo": "policy_training.json"}
 """Stage -> file in the run directory."""
 
 
-def write(directory: RunDirectory, stage: str, wanted: Iterable[str], failed: Mapping[str, str]) -> None:
-    """Note it, in place of what the training before was asked for.
+def write(
+    directory: RunDirectory,
+    stage: str,
+    wanted: Iterable[str],
+    failed: Mapping[str, str],
+    *,
+    checkpoint_dir: str | None,
+    adds: bool,
+) -> None:
+    """Note it.
 
     Args:
         wanted: names of all artifacts, those included that are there.
         failed: name -> why it was given up.
+        checkpoint_dir: a disk, for runs on an object store.
+        adds: beside what was noted of other artifacts, as jobs do that make a part of what a run is to have; else in place of it.
     """
-    said = {"wanted": list(wanted), "failed": dict(failed)}
-    directory.write_file(FILES[stage], json.dumps(said, indent=1).encode())
+    with turn(directory, FILES[stage], checkpoint_dir):
+        said = _noted(directory, stage) if adds else {"wanted": [], "failed": {}}
+        names = list(wanted)
+        others = [name for name in said["wanted"] if name not in names]
+        failures = {name: said["failed"][name] for name in others if name in said["failed"]}
+        noted = {"wanted": [*others, *names], "failed": failures | dict(failed)}
+        directory.write_file(FILES[stage], json.dumps(noted, indent=1).encode())
+
+
+def _noted(directory: RunDirectory, stage: str) -> dict:
+    try:
+        read(directory, stage)
+    except ArtifactError:
+        return {"wanted": [], "failed": {}}  # as the error says to do: the training writes it anew
+    return directory.read_json(FILES[stage]) if FILES[stage] in directory.names("") else {"wanted": [], "failed": {}}
 
 
 def read(directory: RunDirectory, stage: str) -> tuple[list[str], set[str]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scpo_ray import hardware, model_files
-from scpo_ray.artifacts import RunDirectory
+from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.capacity import Capacity
 from scpo_ray.config import Config, ModelConfig, OptimizationConfig
 from scpo_ray.core.model_size import (
@@ -22,6 +22,7 @@ from scpo_ray.core.model_size import (
     state_bytes,
     training_flops,
 )
+from scpo_ray.errors import ArtifactError
 from scpo_ray.models import shape_of
 from scpo_ray.packing import tokens_per_pass
 from scpo_ray.precision import resolved_precision
@@ -90,8 +91,18 @@ def read_data(config: Config, directory: RunDirectory, *, batching: str, pooled:
     statistics = manifest.statistics
     majority = statistics["majority"]
     assert isinstance(majority, list)
-    counts = [int(str(statistics[name])) for name in ("num_responses", "num_pairs")]
+    counts = [_count(directory, manifest, name) for name in ("num_responses", "num_pairs")]
     return Data(counts[0], counts[1], items, responses, tuple(majority), tokens, context_tokens, is_measured)
+
+
+def _count(directory: RunDirectory, manifest: Manifest, name: str) -> int:
+    value = manifest.statistics.get(name)
+    if not isinstance(value, int):
+        raise ArtifactError(
+            f"{directory.path(manifest.name)}/manifest.json: statistics.{name} is {value!r}, which no release writes; delete the "
+            "folder and rerun"
+        )
+    return value
 
 
 def _per_community(pairs: pa.Table, key: str) -> tuple[dict[str, int], dict[str, int]]:

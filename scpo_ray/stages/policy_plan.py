@@ -54,6 +54,15 @@ def held_out_name(community: str) -> str:
     return f"held out {community}"
 
 
+def target_names(config: Config, directory: RunDirectory) -> list[str]:
+    """Of the policies that the config asks for.
+
+    Raises:
+        ScpoError: a community's model is missing or foreign, or the config names what there is not.
+    """
+    return [target.name for target in objective.targets(config.ppo, list(community_models(config, directory)))]
+
+
 def make_plan(config: Config, directory: RunDirectory, *, trains: bool = True) -> Plan:
     """Everything that can be known, and refused, before an actor starts.
 

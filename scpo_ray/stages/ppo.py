@@ -35,7 +35,7 @@ from scpo_ray.ppo.records import Experience, Prompt, Rollout, Sample
 from scpo_ray.runtime import Bar, connect, console, progress_bar
 from scpo_ray.stages import asked, policy_evaluation, policy_page, recipes
 from scpo_ray.stages.community_models import scales
-from scpo_ray.stages.policy_plan import Plan, held_out_name, make_plan, training_prompts
+from scpo_ray.stages.policy_plan import Plan, held_out_name, make_plan, target_names, training_prompts
 from scpo_ray.stages.turns import turn
 from scpo_ray.training.policy_card import policy_card
 from scpo_ray.training.task import check_checkpoint_dir
@@ -54,9 +54,7 @@ def run(config: Config) -> str:
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.ppo.checkpoint_dir, "ppo")
-    with turn(
-        directory, "ppo", config.ppo.checkpoint_dir, of=(*config.ppo.compositions, *(config.ppo.communities or ()))
-    ):
+    with turn(directory, "ppo", config.ppo.checkpoint_dir, of=target_names(config, directory)):
         return _make(config, directory)
 
 
@@ -82,8 +80,12 @@ def _make(config: Config, directory: RunDirectory) -> str:
             failed = _train(config, directory, plan, crew, known_scales)
             plan = replace(plan, recipes={each: made for each, made in plan.recipes.items() if each not in failed})
             if plan.recipes:
-                policy_evaluation.run(config, directory, plan, crew, known_scales)
-    page = policy_page.write(config, directory, plan) if plan.recipes else ""
+                with turn(directory, "policy_evaluation", config.ppo.checkpoint_dir):
+                    policy_evaluation.run(config, directory, plan, crew, known_scales)
+    page = ""
+    if plan.recipes:
+        with turn(directory, "policy_evaluation", config.ppo.checkpoint_dir):
+            page = policy_page.write(config, directory, plan)
     if failed:
         reasons = "; ".join(f"{target.name}: {reason}" for target, reason in failed.items())
         raise TrainingError(
@@ -104,7 +106,8 @@ def _train(
     """
     names = [recipe.name for recipe in plan.recipes.values()]
     failed: dict[Target, str] = {}
-    asked.write(directory, "ppo", names, {})
+    place, adds = config.ppo.checkpoint_dir, config.ppo.communities is not None
+    asked.write(directory, "ppo", names, {}, checkpoint_dir=place, adds=adds)
     for target, recipe in plan.missing.items():
         try:
             Controller(config, directory, plan, target, recipe, crew, known_scales).run()
@@ -112,7 +115,8 @@ def _train(
             raise
         except (ModelError, TrainingError) as error:
             failed[target] = str(getattr(error, "cause", error))
-            asked.write(directory, "ppo", names, {plan.recipes[each].name: why for each, why in failed.items()})
+            reasons = {plan.recipes[each].name: why for each, why in failed.items()}
+            asked.write(directory, "ppo", names, reasons, checkpoint_dir=place, adds=adds)
             crew.learners.stop()  # in the middle of a step, perhaps
             console.print(Text.assemble(("failed", "bold red"), f" {target.name}: {failed[target]}"))
     return failed

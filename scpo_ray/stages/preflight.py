@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from scpo_ray.artifacts import RunDirectory, storage_errors
+from scpo_ray.artifacts import RunDirectory
 from scpo_ray.buckets import check_host
 from scpo_ray.capacity import Capacity, capacity
 from scpo_ray.config import Config
 from scpo_ray.core.placement import reason_unplaceable
 from scpo_ray.errors import ArtifactError, ConfigError, ModelError, StorageError
+from scpo_ray.folders import storage_errors
 from scpo_ray.runtime import console, make_console
 from scpo_ray.stages import recipes
 from scpo_ray.stages.needs import JOBS, needs_of

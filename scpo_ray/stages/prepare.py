@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scpo_ray import telemetry
-from scpo_ray.artifacts import Draft, Manifest, RunDirectory
+from scpo_ray.artifacts import Draft, Manifest, Recipe, RunDirectory
 from scpo_ray.config import Config, PrepareConfig
 from scpo_ray.core.near_duplicates import near_duplicate_groups
 from scpo_ray.core.splits import assign_splits
@@ -19,6 +19,7 @@ from scpo_ray.datasets.base import Dataset
 from scpo_ray.errors import ConfigError, DataError
 from scpo_ray.records import OPTION_SHARES, REJECTED_ROWS, RESPONSES, content_id, table
 from scpo_ray.stages import recipes
+from scpo_ray.stages.turns import turn
 
 _CONTEXTS_AT_ONCE = 16_384
 DEFAULT_MAJORITY = ("United States", "United Kingdom", atlas.MAJORITY)
@@ -39,6 +40,11 @@ def run(config: Config) -> Manifest:
         assert isinstance(known, dict)
         _check_training_communities(config, known)
         return made
+    with turn(directory, "prepare", config.train.checkpoint_dir):
+        return recipe.is_made(directory, rebuild=config.rebuild) or _make(config, directory, recipe)
+
+
+def _make(config: Config, directory: RunDirectory, recipe: Recipe) -> Manifest:
     with telemetry.stage(directory.absolute_address, "prepare"), recipe.making(directory) as draft:
         datasets = [_read(name, config) for name in config.prepare.datasets]
         pairs = pa.concat_tables([dataset.pairs for dataset in datasets])

@@ -13,6 +13,7 @@ from scpo_ray.core.agreement import agreement, check_rewards
 from scpo_ray.core.bootstrap import effective_sample_size
 from scpo_ray.records import DECISIONS, content_id
 from scpo_ray.stages import recipes
+from scpo_ray.stages.turns import turn
 from scpo_ray.strategies.selection import STRATEGIES, PairView
 from scpo_ray.strategies.selection.constants import Constants, constants, global_temperature
 
@@ -24,6 +25,11 @@ def run(config: Config) -> list[Manifest]:
         DataError: τ or β is to be found from the data, and the data cannot tell.
     """
     directory = RunDirectory(config.run_dir)
+    with turn(directory, "select", config.train.checkpoint_dir):
+        return _make(config, directory)
+
+
+def _make(config: Config, directory: RunDirectory) -> list[Manifest]:
     manifests = []
     for arm in config.select.arms:
         recipe = recipes.decisions(config, directory, arm)

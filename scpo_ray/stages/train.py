@@ -16,7 +16,7 @@ from scpo_ray.stages.prepare import check_known
 from scpo_ray.stages.turns import turn
 from scpo_ray.training.model_card import licence_of
 from scpo_ray.training.queue import TaskState
-from scpo_ray.training.task import StartModel, TrainingTask, check_checkpoint_dir
+from scpo_ray.training.task import StartModel, TrainingTask, check_checkpoint_dir, remove_checkpoints
 from scpo_ray.training.workers import run_tasks
 
 
@@ -39,7 +39,8 @@ def run(config: Config) -> TrainOutcome:
     """
     directory = RunDirectory(config.run_dir)
     check_checkpoint_dir(config.run_dir, config.train.checkpoint_dir, "train")
-    with turn(directory, "train", config.train.checkpoint_dir, of=config.train.communities):
+    communities = communities_to_train(config, directory)
+    with turn(directory, "train", config.train.checkpoint_dir, of=communities):
         return _make(config, directory)
 
 
@@ -62,15 +63,17 @@ def _make(config: Config, directory: RunDirectory) -> TrainOutcome:
             else:
                 outcome.failed[name] = state.failed[task.name]
         _write_state(config, directory, outcome)
-    if not outcome.failed and directory.is_local:
-        directory.remove("checkpoints")  # those of settings that were given up
+    address, place = directory.absolute_address, config.train.checkpoint_dir
+    for manifest in outcome.trained.values():  # those of settings that were given up, and of a job killed at the end
+        remove_checkpoints(manifest.name, "checkpoints", run_address=address, place=place)
     return outcome
 
 
 def _write_state(config: Config, directory: RunDirectory, outcome: TrainOutcome) -> None:
     failed = {recipes.model_folder(config, name): reason for name, reason in outcome.failed.items()}
     wanted = [recipes.model_folder(config, name) for _, name in model_names(config, directory)]
-    asked.write(directory, "train", wanted, failed)
+    adds = config.train.communities is not None
+    asked.write(directory, "train", wanted, failed, checkpoint_dir=config.train.checkpoint_dir, adds=adds)
 
 
 def run_job(config: Config) -> str:

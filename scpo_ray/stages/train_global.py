@@ -37,8 +37,12 @@ def _make(config: Config, directory: RunDirectory) -> Manifest:
     missing = [recipe.is_made(directory, rebuild=config.rebuild) is None for recipe in wanted]
     if config.train_global.epochs:
         tasks = [plan(config, directory, other=other) for other in compress(rulers, missing)]
-        if tasks:
-            _train(tasks, config, directory)
+        try:
+            if tasks:
+                _train(tasks, config, directory)
+        finally:
+            for recipe in wanted:
+                directory.remove(_start_folder(recipe))
     elif missing[0]:
         _take_as_it_is(config, directory, wanted[0])
     return directory.require(wanted[0].name, job="train_global")
@@ -48,8 +52,6 @@ def _train(tasks: Sequence[TrainingTask], config: Config, directory: RunDirector
     connect(config.log_format)
     with progress_bar("train_global", unit="steps", run=directory.absolute_address) as bar:
         state = run_tasks(tasks, config.train_global, on_progress=lambda state: show_progress(bar, state))
-    for task in tasks:
-        directory.remove(_start_folder(task.recipe))
     for reason in state.failed.values():
         raise TrainingError(reason)
 

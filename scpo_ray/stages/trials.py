@@ -18,8 +18,9 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from scpo_ray.artifacts import content_hash_of, scratch_folder
+from scpo_ray.artifacts import content_hash_of
 from scpo_ray.config import SearchRange, TuneConfig
+from scpo_ray.folders import scratch_folder
 from scpo_ray.stages.trial import Trial, TrialInputs
 from scpo_ray.tuning.records import TrialRecord, TrialStore
 from scpo_ray.tuning.space import Point, grid, random_point

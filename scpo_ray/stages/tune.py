@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import fcntl
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ import yaml
 
 from scpo_ray.artifacts import Manifest, RunDirectory
 from scpo_ray.config import Config, Value
-from scpo_ray.errors import ArtifactError, TrainingError
+from scpo_ray.errors import TrainingError
 from scpo_ray.records import safe_name
 from scpo_ray.reporting.numbers import percent
 from scpo_ray.runtime import connect
@@ -22,6 +21,7 @@ from scpo_ray.stages import preflight, prepare, score, train_global
 from scpo_ray.stages.recipes import PREPARED
 from scpo_ray.stages.search import Outcome, Search, check_validation
 from scpo_ray.stages.train import communities_to_train
+from scpo_ray.stages.turns import turn
 from scpo_ray.training.queue import start_queue
 from scpo_ray.training.task import check_checkpoint_dir
 from scpo_ray.training.workers import check_resources, worker_groups
@@ -57,7 +57,7 @@ def run(config: Config) -> dict[str, Manifest]:
         preflight.after_prepare(config, "tune")
     for stage in (train_global, score):
         stage.run(config)
-    with _alone(config, directory):
+    with turn(directory, "tune", config.train.checkpoint_dir, of=[config.tune.name]):
         Search(config, directory).claim()
         searches = [Search(one, directory) for one in configs_of(config, directory)]
         failures = _run_searches(config, [search for search in searches if not search.is_complete])
@@ -89,28 +89,6 @@ def _run_searches(config: Config, searches: Sequence[Search]) -> list[str]:
     for search in searches:
         search.sweep()
     return failures
-
-
-@contextlib.contextmanager
-def _alone(config: Config, directory: RunDirectory) -> Iterator[None]:
-    """Keep another process from the same search while this one lives; on a local disk.
-
-    Raises:
-        ArtifactError: one is at work there.
-    """
-    if not directory.is_local:
-        yield
-        return
-    path = Path(directory.absolute_address, f".{config.tune.name}.tune.lock")
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ends with the process, however that ends
-        except BlockingIOError:
-            raise ArtifactError(
-                f"{directory.path(f'tune/{config.tune.name}')}: another process is searching there; wait for it, or give this "
-                "search another tune.name"
-            ) from None
-        yield
 
 
 def configs_of(config: Config, directory: RunDirectory) -> list[Config]:

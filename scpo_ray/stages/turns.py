@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from scpo_ray.artifacts import RunDirectory, content_hash_of, storage_errors
+from scpo_ray.artifacts import RunDirectory, content_hash_of
+from scpo_ray.folders import storage_errors
 from scpo_ray.runtime import console
 
 
@@ -21,7 +22,8 @@ def turn(
 
     Args:
         checkpoint_dir: a disk, for runs on an object store.
-        of: what is made, where jobs may share a stage's work among them: only those that name the same wait for each other.
+        of: what is made, where jobs may share a stage's work among them: a job waits for those that make one of the same, and
+            for no other. Each has a lock, taken in one order, so that two jobs never wait for each other.
 
     The lock is a file's (`flock`), which ends with its process, however that ends. It lies in the run directory, or, of a run on
     an object store, among the unfinished trainings; whoever shares that disk, on whatever node, respects it. Where there is no
@@ -30,7 +32,15 @@ def turn(
     Raises:
         StorageError: the file cannot be written.
     """
-    work = stage if of is None else f"{stage}-{content_hash_of(sorted(of))[:8]}"
+    works = [stage] if of is None else sorted(f"{stage}-{content_hash_of(name)[:16]}" for name in set(of))
+    with contextlib.ExitStack() as stack:
+        for work in works:
+            stack.enter_context(_turn(directory, stage, work, checkpoint_dir))
+        yield
+
+
+@contextlib.contextmanager
+def _turn(directory: RunDirectory, stage: str, work: str, checkpoint_dir: str | None) -> Iterator[None]:
     if directory.is_local:
         path = Path(directory.absolute_address, f".{work}.lock")
     elif checkpoint_dir is None:

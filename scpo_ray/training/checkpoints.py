@@ -2,12 +2,20 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import torch
 
-from scpo_ray.artifacts import storage_errors
+from scpo_ray.errors import TrainingError
+from scpo_ray.folders import storage_errors
 from scpo_ray.training import engine as engines
-from scpo_ray.training.task import TrainingTask, checkpoint_folder, newest_checkpoint, refuse_other_layout
+from scpo_ray.training.task import (
+    TrainingTask,
+    checkpoint_folder,
+    newest_checkpoint,
+    refuse_other_layout,
+    remove_checkpoints,
+)
 from scpo_ray.training.trainer import Trainer
 
 
@@ -22,13 +30,17 @@ class Checkpoints:
         """Continue from the newest checkpoint, if there is one.
 
         Raises:
-            TrainingError: it was written under another ZeRO stage, or under one that needs as many workers as before.
+            TrainingError: it was written under another ZeRO stage, or under one that needs as many workers as before; or the
+                best weights up to then are gone.
         """
         trainer = self._trainer
         found = newest_checkpoint(self._folder)
         refuse_other_layout(found, trainer.world_size, trainer.config.zero_stage, is_elastic=True)
         if found is not None:
             trainer.restore(engines.load_checkpoint({"state": trainer.engine}, found.folder))
+            best = self._best_file
+            if best is not None and not best.is_file():
+                raise TrainingError(f"{best}: is missing; delete {self._folder} to begin this training again")
 
     def save(self, *, elapsed_s: float) -> None:
         """Write the checkpoint of this step, then drop older ones and weights that are no longer the best."""
@@ -55,10 +67,10 @@ class Checkpoints:
 
     def keep_if_best(self) -> None:
         """Put the weights aside when this validation was the best and the config keeps the best."""
-        if self._trainer.config.keep != "best" or self._trainer.best_step != self._trainer.step:
+        path = self._best_file
+        if path is None or self._trainer.best_step != self._trainer.step:
             return
         state = engines.gather_state(self._trainer.engine)
-        path = self._folder / f"best_{self._trainer.step}.pt"
         with engines.raised_on_every_rank(), storage_errors(str(path)):
             if state is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -67,11 +79,24 @@ class Checkpoints:
 
     def best(self) -> tuple[int, dict[str, torch.Tensor]] | None:
         """(step, weights) of the best validation, on rank 0, when the config keeps them."""
-        step = self._trainer.best_step
-        if self._trainer.config.keep != "best" or step is None:
+        step, path = self._trainer.best_step, self._best_file
+        if step is None or path is None:
             return None
-        return step, torch.load(self._folder / f"best_{step}.pt", weights_only=True)
+        return step, torch.load(path, weights_only=True)
+
+    @property
+    def _best_file(self) -> Path | None:
+        """Where weights of the best validation so far are, when the config keeps them and there was one."""
+        step = self._trainer.best_step
+        return None if self._trainer.config.keep != "best" or step is None else self._folder / f"best_{step}.pt"
 
     def remove(self) -> None:
         """Nothing of an unfinished training is needed once its artifact is there."""
+        task = self._task
+        remove_checkpoints(
+            task.recipe.name, "checkpoints", run_address=task.run_address, place=task.config.checkpoint_dir
+        )
+
+    def discard(self) -> None:
+        """Of a training that leaves no artifact: others of its name, with other settings, may be at work."""
         shutil.rmtree(self._folder, ignore_errors=True)

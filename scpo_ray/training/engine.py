@@ -15,9 +15,9 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from torch import nn
 from transformers import PreTrainedModel
 
-from scpo_ray.artifacts import storage_errors
 from scpo_ray.config import LoraConfig
 from scpo_ray.errors import ScpoError, StorageError
+from scpo_ray.folders import storage_errors
 from scpo_ray.precision import uses_bfloat16
 from scpo_ray.training.step import parameter_groups
 from scpo_ray.training.task import ZERO_STAGE_FILE

@@ -89,7 +89,7 @@ def _train(
             _train_steps(trainer, checkpoints, stacks, contact)
         finally:
             if task.watch is not None and trainer.rank == 0:
-                checkpoints.remove()  # a trial is never resumed, however it ended
+                checkpoints.discard()  # a trial is never resumed, however it ended
         if task.watch is None:
             with stacks.of_step():
                 return _write_artifact(trainer, checkpoints, bases)

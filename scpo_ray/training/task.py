@@ -1,5 +1,7 @@
 """What one training is: picklable, so that a queue can hand it to any worker group. Imports no model library."""
 
+import contextlib
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -189,6 +191,22 @@ def check_checkpoint_dir(run_dir: str, checkpoint_dir: str | None, section: str)
 
 
 def checkpoints_of(recipe: Recipe, folder: str, *, run_address: str, place: str | None) -> Path:
-    """In `place`, or in a folder of the run directory; the last part is a digest of the recipe."""
-    digest = content_hash_of(recipe.name, dict(recipe.identity), dict(recipe.inputs))[:16]
-    return Path(place or f"{run_address}/{folder}").absolute() / digest
+    """In `place`, or in a folder of the run directory; the last part says what is made (in `place`, of which run), and by which
+    recipe."""
+    digest = content_hash_of(dict(recipe.identity), dict(recipe.inputs))[:12]
+    return Path(f"{_checkpoints_of_artifact(recipe.name, folder, run_address, place)}-{digest}")
+
+
+def remove_checkpoints(name: str, folder: str, *, run_address: str, place: str | None) -> None:
+    """Remove what trainings of an artifact left, by whatever recipes, once it is there; arguments as of `checkpoints_of`."""
+    made = _checkpoints_of_artifact(name, folder, run_address, place)
+    for path in made.parent.glob(f"{made.name}-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not there, or not empty: other artifacts are in the making
+        made.parent.rmdir()
+
+
+def _checkpoints_of_artifact(name: str, folder: str, run_address: str, place: str | None) -> Path:
+    return (
+        Path(place or f"{run_address}/{folder}").absolute() / content_hash_of(name, run_address if place else "")[:12]
+    )

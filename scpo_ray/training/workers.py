@@ -17,9 +17,9 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from scpo_ray import nodes
-from scpo_ray.artifacts import scratch_folder
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.errors import ScpoError, StorageError, TrainingError
+from scpo_ray.folders import scratch_folder
 from scpo_ray.training.queue import NOTHING_YET, TaskState, start_queue
 from scpo_ray.training.stacks import has_stacks, stacks_folder
 from scpo_ray.training.task import Observation, StepReport, TrainingTask, checkpoint_folder

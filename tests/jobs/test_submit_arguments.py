@@ -52,8 +52,15 @@ def test_an_address_wins_over_the_environments():
             "--run_dir: not an option of submit.py; what the jobs are to be told goes after `--`",
         ),
         (["prepare", "--addr", "http://127.0.0.1:1"], "--addr: not an option of submit.py"),
-        (["prepare", "--entrypoint-memory-gib", "nan"], "--entrypoint-memory-gib: nan: not a number of GiB from 0 up"),
-        (["prepare", "--entrypoint-memory-gib", "-1"], "--entrypoint-memory-gib: -1.0: not a number of GiB from 0 up"),
+        (
+            ["prepare", "--entrypoint-memory-gib", "nan"],
+            "--entrypoint-memory-gib: nan: not a number of GiB from 0 to 1,000,000",
+        ),
+        (
+            ["prepare", "--entrypoint-memory-gib", "-1"],
+            "--entrypoint-memory-gib: -1.0: not a number of GiB from 0 to 1,000,000",
+        ),
+        (["prepare", "--entrypoint-memory-gib", "1e30"], "--entrypoint-memory-gib: 1e+30: not a number of GiB"),
         (["prepair", "--", "--run_dir", "/shared/run"], "invalid choice: 'prepair'"),
     ],
 )

@@ -207,9 +207,6 @@ def test_another_space_needs_another_name_and_finds_what_was_finished(searched, 
     with pytest.raises(ArtifactError, match=r"made with .*tune\.per_community"):
         tune.run(config_in(run_dir, tune={"per_community": True}))
     assert Path(run_dir, "tune/search/best.yaml").exists()
-    there = tune._alone(config_in(run_dir), RunDirectory(str(run_dir)))
-    with there, pytest.raises(ArtifactError, match=r"tune/search: another process is searching there"):
-        tune.run(config_in(run_dir))
     named = config_in(run_dir, tune=other | {"name": "second"})
     tune.run(named)
     known = {record.digest: record for record in records_of(searched.config)}
@@ -217,6 +214,21 @@ def test_another_space_needs_another_name_and_finds_what_was_finished(searched, 
         assert (record.digest in known) == (record.point[TAU] == 0.6)
         if record.digest in known:
             assert record == known[record.digest]
+
+
+def test_one_job_at_a_time_is_in_a_search(searched, monkeypatch):
+    class TookATurn(Exception):
+        pass
+
+    def taken(directory, stage, checkpoint_dir, *, of):
+        raise TookATurn(directory.address, stage, checkpoint_dir, of)
+
+    monkeypatch.setattr(tune, "turn", taken)
+    run_dir, unfinished = searched.config.run_dir, searched.config.train.checkpoint_dir
+    for name in ("search", "another"):
+        with pytest.raises(TookATurn) as raised:
+            tune.run(config_in(Path(run_dir), tune={"name": name}))
+        assert raised.value.args == (run_dir, "tune", unfinished, [name])
 
 
 def test_several_objectives_make_a_front(config):

@@ -45,6 +45,11 @@ def test_the_second_waits_until_the_first_has_died(take, tmp_path):
         pass  # another stage, another run
     with turn(RunDirectory(str(tmp_path)), "train", None, of=["Chile"]):
         pass  # another part of the work
+    with (
+        turn(RunDirectory(str(tmp_path)), "train", None, of=["Chile", "Peru"]),
+        turn(RunDirectory(str(tmp_path)), "x", None),
+    ):
+        assert len(list(tmp_path.glob(".train-*.lock"))) == 2, "of each its own"
     assert second.poll() is None
     first.kill()
     assert second.stdout.readline() == "in\n"
@@ -100,6 +105,8 @@ def test_every_stage_with_a_model_takes_turns(tmp_path, monkeypatch, stage):
         raise TookATurn(directory.address, name, checkpoint_dir, of)
 
     monkeypatch.setattr(stage, "turn", taken)
+    monkeypatch.setattr(train, "communities_to_train", lambda config, directory: ["Chile"])
+    monkeypatch.setattr(ppo, "target_names", lambda config, directory: ["Chile"])
     name = stage.__name__.rpartition(".")[2]
     section = {"score": "train", "evaluate": "train", "best_of_n": "ppo"}.get(name, name)
     config = Config(run_dir=str(tmp_path)).with_settings(
