@@ -31,7 +31,9 @@ from scpo_ray.core.model_size import (
 )
 from scpo_ray.core.project_cost import World, project_cost
 from scpo_ray.precision import resolved_precision
+from scpo_ray.stages.estimate import read_data
 from scpo_ray.stages.plan import estimate
+from scpo_ray.stages.policy_estimate import policy_training
 
 GIB, TIB = 2**30, 2**40
 MODELS = {
@@ -42,6 +44,8 @@ MODELS = {
 """Llama 3's shapes."""
 LORA_RANK = 16
 PPO_STEPS, PPO_RESPONSES, PROMPT_TOKENS, RESPONSE_TOKENS = 200, 256, 200, 256
+MEASURED = 512 * 4
+"""Responses of each policy that are measured: `ppo.evaluation`'s defaults."""
 NETWORK_BYTES_PER_S = 50e9
 """400 Gbit/s between nodes."""
 
@@ -88,11 +92,14 @@ def checked(run_dir: str) -> Iterator[str]:
 
 
 def checked_policies(run_dir: str) -> Iterator[str]:
-    """PPO of a run, all policies together. What is planned is at most: every response as long as it may be."""
+    """The training of a run's policies, all together. What is planned is at most: every response as long as it may be."""
     config, directory = Config.model_validate(_settings(run_dir)), RunDirectory(run_dir)
     names = directory.names("policies")
-    planned = estimate(config, directory, "ppo", capacity()) if names else None
-    if planned is None or planned.seconds is None:
+    data = read_data(config, directory, batching=config.train.batching) if names else None
+    if data is None:
+        return
+    planned = policy_training(config, directory, data, capacity())  # a run does not note what measuring takes
+    if planned.seconds is None:
         return
     steps = [step for name in names for step in directory.read_json(f"policies/{name}/metrics.json")["steps"]]
     tokens = sum(step["tokens_per_second"] * step["seconds"] for step in steps)
@@ -159,8 +166,11 @@ def hours_table(pairs: float, price: float) -> Iterator[str]:
 def policies_table() -> Iterator[str]:
     """PPO for one community through LoRA, H100 hours: an 8-GPU learner group beside as many engines as hold the model."""
     device = hardware.GPUS["H100"]
-    yield "| policy | GPUs, engine | its KV cache | writing | scoring | learning | 195 policies | weights to an engine | time |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield (
+        "| policy | GPUs, engine | its KV cache | writing | scoring | learning | 195 policies | their evaluation "
+        "| weights to an engine | time |"
+    )
+    yield "|" + "---|" * 10
     length, number = PROMPT_TOKENS + RESPONSE_TOKENS, PPO_STEPS * PPO_RESPONSES
     for name, shape in MODELS.items():
         weights = 2 * (shape.num_parameters + shape.hidden_size * shape.vocab_size)
@@ -180,12 +190,15 @@ def policies_table() -> Iterator[str]:
         update = training_flops(shape, **sizes, lm_head=True, checkpointing=True, lora_rank=LORA_RANK)
         learning = 2 * forward / device.flops / device.scoring_utilization
         learning += 2 * update / device.flops / device.training_utilization
+        read = forward_flops(shape, num_tokens=MEASURED * length, mean_length=length) * 195 * 196
+        measuring = read / device.flops / device.scoring_utilization / 3600
         moved = synchronization_bytes(shape.num_parameters, num_engines=1, bytes_per_value=2)
         hours = [seconds / 3600 for seconds in (writing, scoring, learning)]
         yield (
             f"| {name} | {gpus} | {cache / GIB:,.0f} GiB | "
             + " | ".join(f"{each:,.1f} h" for each in hours)
-            + f" | {195 * sum(hours):,.0f} h | {moved / GIB:,.0f} GiB | {moved / NETWORK_BYTES_PER_S:.1f} s |"
+            + f" | {195 * sum(hours):,.0f} h | {measuring:,.0f} h | "
+            f"{moved / GIB:,.0f} GiB | {moved / NETWORK_BYTES_PER_S:.1f} s |"
         )
 
 

@@ -52,6 +52,11 @@ def room(bundle: Resources, nodes: Sequence[Resources]) -> tuple[int, int]:
     return sum(number > 0 for number in places), sum(places)
 
 
+def most_on(bundle: Resources, node: Resources, number: int) -> int:
+    """How many of a number of equal bundles are put on an empty node: as many as fit, which is how groups are packed."""
+    return min(number, _copies(bundle, node)) if any(bundle.values()) else number
+
+
 def _copies(bundle: Resources, node: Resources) -> int:
     """How often a bundle fits an empty node."""
     fits = [int((node.get(name, 0.0) + _ROUNDING) // amount) for name, amount in bundle.items() if amount]

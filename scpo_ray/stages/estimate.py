@@ -45,6 +45,18 @@ class Estimate:
     """Between nodes: gradients, or weights on their way to rollout engines; of each device."""
     least_bytes: float = 0.0
     """Of the memory, what smaller batches do not avoid: weights, gradients, optimiser states."""
+    host_bytes: float = 0.0
+    """Main memory of a worker with a GPU: each reads the whole model in float32, and trainers keep a copy for the next."""
+
+    def with_more(self, more: "Estimate") -> "Estimate":
+        """Of two stages in one, the second in what memory the first has."""
+        known = self.seconds is not None and more.seconds is not None
+        return replace(
+            self,
+            num_tokens=self.num_tokens + more.num_tokens,
+            flops=self.flops + more.flops,
+            seconds=self.seconds + more.seconds if known else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -181,7 +193,7 @@ def _scoring(config: Config, directory: RunDirectory, num_responses: float, data
     device = device_of(score.precision, on_gpu, capacity)
     seconds = device and flops / (device.flops * device.scoring_utilization) / (score.num_scorers if on_gpu else 1)
     weights = float(4 * shape.num_parameters)
-    return Estimate(tokens, flops, weights, seconds, least_bytes=weights)
+    return Estimate(tokens, flops, weights, seconds, least_bytes=weights, host_bytes=weights)
 
 
 def _train_global(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate | None:
@@ -214,13 +226,7 @@ def _tune(config: Config, directory: RunDirectory, data: Data, capacity: Capacit
     of_majority = sum(len(read.get(name, ())) for name in data.majority)
     judging = _scoring(config, directory, sum(len(read.get(name, ())) + of_majority for name in names), data, capacity)
     training = _training(config, directory, config.train, names, data, capacity)
-    both = training.seconds is not None and judging.seconds is not None
-    return replace(
-        training,
-        num_tokens=training.num_tokens + judging.num_tokens,
-        flops=training.flops + judging.flops,
-        seconds=training.seconds + judging.seconds if both else None,
-    )
+    return training.with_more(judging)
 
 
 def _models_per_community(config: Config) -> int:
@@ -258,7 +264,7 @@ def _training(
     sent = steps * gradient_traffic_bytes(
         shape.num_parameters, num_trained=trained, zero_stage=train.zero_stage, num_devices=train.num_workers
     )
-    return Estimate(tokens, flops, memory, seconds, sent, states)
+    return Estimate(tokens, flops, memory, seconds, sent, states, host_bytes=2 * 4.0 * shape.num_parameters)
 
 
 def _pass_bytes(config: Config, train: OptimizationConfig, shape: TransformerShape, responses_per_item: float) -> float:

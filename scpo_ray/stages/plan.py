@@ -10,7 +10,7 @@ from scpo_ray import hardware, model_files, models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.capacity import Capacity
 from scpo_ray.config import Config
-from scpo_ray.core.placement import can_hold, room
+from scpo_ray.core.placement import can_hold, most_on, room
 from scpo_ray.errors import ConfigError, DataError, ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.reporting.numbers import NONE, count, duration
@@ -67,6 +67,7 @@ def check_memory(line: StagePlan, has: Capacity) -> None:
     """
     if line.is_made or line.needs is None or line.estimate is None:
         return
+    _check_main_memory(line.stage, line.needs, line.estimate, has)
     room = _room(line.needs, has)
     if room is None or line.estimate.least_bytes <= room[0]:
         return
@@ -79,6 +80,29 @@ def check_memory(line: StagePlan, has: Capacity) -> None:
     raise ConfigError(
         f"{line.stage}: {what} take {takes} for each worker, and {room[1]} has {there}; take larger devices, a smaller "
         f"model{spread}"
+    )
+
+
+def _check_main_memory(stage: str, needs: Needs, found: Estimate, has: Capacity) -> None:
+    """Of workers with a GPU, which read the model into main memory first; no matter how it is partitioned later.
+
+    Raises:
+        ConfigError: no node that could hold a worker has memory for as many as would be packed there.
+    """
+    bundle, number = needs.bundles[0], len(needs.bundles)
+    if not found.host_bytes or not bundle.get("GPU") or any(other != bundle for other in needs.bundles):
+        return
+    hosts = [node for node in has.nodes if can_hold(bundle, node)]
+    if not hosts or not all(node.get("memory") for node in hosts):
+        return
+    takes = {index: most_on(bundle, node, number) * found.host_bytes for index, node in enumerate(hosts)}
+    if any(takes[index] <= node["memory"] for index, node in enumerate(hosts)):
+        return
+    best = min(takes, key=lambda index: takes[index] - hosts[index]["memory"])
+    count, each = most_on(bundle, hosts[best], number), found.host_bytes / 2**30
+    raise ConfigError(
+        f"{stage}: every worker reads the model into main memory, {count} x {each:.1f} GiB on a node, and that has "
+        f"{hosts[best]['memory'] / 2**30:.1f} GiB for it; take nodes with more memory, fewer workers on each, or a smaller model"
     )
 
 

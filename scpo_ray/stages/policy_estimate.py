@@ -66,6 +66,12 @@ def start_policy(config: Config, directory: RunDirectory, data: Data, capacity: 
 
 
 def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
+    """The training of every policy, and their measurement; at most, as `Rollouts`."""
+    training = policy_training(config, directory, data, capacity)
+    return training.with_more(policy_evaluation(config, directory, data, capacity))
+
+
+def policy_training(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
     """Generation, scoring, evaluation under policy, reference and critic, updates; at most, as `Rollouts`."""
     settings, shape, reward = config.ppo, policy_shape(config, directory), reward_shape(config, directory)
     rollouts = _rollouts(config, data)
@@ -121,12 +127,30 @@ def ppo(config: Config, directory: RunDirectory, data: Data, capacity: Capacity)
     )
 
 
+def policy_evaluation(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
+    """The start policy and every trained one answer the test prompts; every community's models read every answer."""
+    rollouts = _rollouts(config, data)
+    number = config.ppo.evaluation.max_prompts * config.ppo.evaluation.responses_per_prompt
+    return _measured(
+        config,
+        directory,
+        data,
+        capacity,
+        replace(rollouts, num_policies=rollouts.num_policies + 1, num_responses=number),
+    )
+
+
 def best_of_n(config: Config, directory: RunDirectory, data: Data, capacity: Capacity) -> Estimate:
-    """At most: as many test prompts as may be, every response as long as it may be, read by two models of each community (one of
-    them held out), and by the policy and its reference."""
-    settings, shape, reward = config.ppo, policy_shape(config, directory), reward_shape(config, directory)
-    number = settings.evaluation.max_prompts * max(config.best_of_n.num_samples, default=0)
+    """At most: as many test prompts as may be, every response as long as it may be."""
+    number = config.ppo.evaluation.max_prompts * max(config.best_of_n.num_samples, default=0)
     rollouts = replace(_rollouts(config, data), num_policies=1, num_responses=number)
+    return _measured(config, directory, data, capacity, rollouts)
+
+
+def _measured(config: Config, directory: RunDirectory, data: Data, capacity: Capacity, rollouts: Rollouts) -> Estimate:
+    """Responses that are written, and read by two models of each community (one of them held out, where there are seeds), by the
+    policy and by its reference."""
+    settings, shape, reward = config.ppo, policy_shape(config, directory), reward_shape(config, directory)
     sizes = {"num_tokens": rollouts.num_tokens, "mean_length": rollouts.length}
     num_readers = len(_communities(config, data)) * min(2, config.train.num_seeds)
     scoring, reading = num_readers * forward_flops(reward, **sizes), 2 * forward_flops(shape, **sizes, lm_head=True)

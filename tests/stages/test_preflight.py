@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,26 +14,20 @@ import torch
 from rich.console import Console
 
 from scpo_ray.artifacts import RunDirectory
-from scpo_ray.capacity import Capacity
 from scpo_ray.cli import dump_yaml
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, ModelError, StorageError, TrainingError
 from scpo_ray.reporting.numbers import count
 from scpo_ray.stages import pipeline, plan, preflight, prepare
-from scpo_ray.stages.estimate import read_data
 from scpo_ray.stages.needs import JOBS, needs_of, reserved
 from scpo_ray.stages.plan import estimate
 from scpo_ray.stages.policy_plan import make_plan
 from scpo_ray.stages.recipes import global_model
-from scpo_ray.stages.train import model_names
 from scpo_ray.training.task import checkpoints_of
 from tests.conftest import TINY
+from tests.stages.conftest import GPU_CLUSTER, LAPTOP
 
 ROOT = Path(__file__).parents[2]
-LAPTOP = Capacity(({"CPU": 2.0, "GPU": 0.0},), "this machine")
-GPU_CLUSTER = Capacity(
-    ({"CPU": 16.0}, *[{"CPU": 32.0, "GPU": 8.0, "accelerator_type:H100": 1.0}] * 2), "the cluster at x"
-)
 
 
 def of(tmp_path, **settings) -> Config:
@@ -71,67 +64,6 @@ def of(tmp_path, **settings) -> Config:
 def test_a_stage_that_no_node_can_ever_hold(tmp_path, stage, settings, message):
     with pytest.raises(ConfigError, match=message):
         preflight.check_placement(of(tmp_path, **settings), stage, LAPTOP)
-
-
-def test_a_model_that_no_device_can_hold(prepared):
-    """70B from scratch: 16 bytes for each of its parameters, on the one worker there is."""
-    huge = {"hidden_size": 8192, "num_layers": 80, "num_heads": 64}
-    config = prepared.with_settings({"train_global.scratch": huge, "train_global.zero_stage": 3})
-    message = (
-        r"^train_global: weights, gradients and optimiser states take [\d.]+ GiB for each worker, and the largest node has "
-        r"[\d.]+ GiB; take larger devices, a smaller model, train_global.zero_stage 3 over more train_global.num_workers"
-    )
-    with pytest.raises(ConfigError, match=message):
-        preflight.passed(config, "train_global")
-    (line,) = plan.make(config, RunDirectory(config.run_dir), ("train_global",), set(), GPU_CLUSTER)
-    on_gpus = replace(line, needs=needs_of(config.with_settings({"train_global.use_gpu": True}), "train_global"))
-    with pytest.raises(ConfigError, match=r"GiB for each worker, and an H100 has 74\.5 GiB"):
-        plan.check_memory(on_gpus, GPU_CLUSTER)
-    enough = replace(on_gpus, estimate=replace(on_gpus.estimate, least_bytes=80e9))
-    plan.check_memory(enough, GPU_CLUSTER)
-
-
-def test_memory_is_that_of_nodes_which_can_hold_the_worker(prepared):
-    """A head that takes no work is none; nodes that do not run yet may not say what they have."""
-    huge = {"hidden_size": 8192, "num_layers": 80, "num_heads": 64}
-    config = prepared.with_settings({"train_global.scratch": huge})
-    (line,) = plan.make(config, RunDirectory(config.run_dir), ("train_global",), set(), LAPTOP)
-    head = {"CPU": 0.0, "memory": 1e15}
-    with pytest.raises(ConfigError, match=r"and the largest node has 64\.0 GiB"):
-        plan.check_memory(line, Capacity((head, {"CPU": 16.0, "memory": 64 * 2**30}), "x"))
-    plan.check_memory(line, Capacity(({"CPU": 0.0, "memory": 2**30}, {"CPU": 16.0}), "x"))
-
-
-def test_a_pass_without_padding_has_a_limit(prepared):
-    """Of one worker: a batch ten times as large is cut into more passes; padded, it takes ten times as much."""
-
-    def kept(**settings: object) -> float:
-        config = prepared.with_settings({f"train_global.{name}": value for name, value in settings.items()})
-        (line,) = plan.make(config, RunDirectory(config.run_dir), ("train_global",), set(), LAPTOP)
-        return line.estimate.memory_bytes - line.estimate.least_bytes
-
-    large = {"batch_size": 10_000}
-    assert kept(**large) == kept(batch_size=100_000) > 0
-    padded = large | {"attention": "sdpa"}
-    assert kept(**padded | {"batch_size": 100_000}) == pytest.approx(10 * kept(**padded))
-    assert kept(**padded | {"gradient_checkpointing": True}) < kept(**padded)
-
-
-@pytest.mark.parametrize("stage", ["sft", "ppo"])
-def test_a_policy_that_no_device_can_hold(tmp_path, prepared, stage):
-    """80 layers, 8192 wide: 4 times 4 bytes a parameter for the policy alone."""
-    wide = {"hidden_size": 8192, "num_layers": 80, "num_heads": 64}
-    settings = {f"sft.scratch.{name}": value for name, value in wide.items()}
-    config = prepared.with_settings(settings | {f"{stage}.gpus_per_learner": 1})
-    (line,) = plan.make(config, RunDirectory(config.run_dir), (stage,), set(), GPU_CLUSTER)
-    parameters = 80 * 12 * 8192**2  # at least: what a plain layer has
-    assert line.estimate.least_bytes > 16 * parameters
-    with pytest.raises(ConfigError, match=rf"{stage}: .*and an H100 has 74\.5 GiB.*over more {stage}.num_learners"):
-        plan.check_memory(line, GPU_CLUSTER)
-    shared = config.with_settings({f"{stage}.zero_stage": 3, f"{stage}.num_learners": 64})
-    (line,) = plan.make(shared, RunDirectory(config.run_dir), (stage,), set(), GPU_CLUSTER)
-    assert line.estimate.least_bytes > (16 if stage == "sft" else 16 + 16 + 4) * parameters / 64
-    plan.check_memory(line, GPU_CLUSTER)  # engines, without a GPU, are no reason
 
 
 def test_workers_that_may_be_fewer(tmp_path):
@@ -257,13 +189,6 @@ def test_a_chat_template_that_fails(tmp_path, tiny_reward_model):
         plan.check_model(of(tmp_path, train_global={"model": str(folder)}), "train_global")
 
 
-@pytest.fixture
-def prepared(tmp_path) -> Config:
-    config = of(tmp_path, **TINY)
-    prepare.run(config)
-    return config
-
-
 def test_artifacts_of_another_config_are_refused_before_anything_runs(prepared):
     other = prepared.model_copy(update={"seed": 1})
     with pytest.raises(ArtifactError, match=r"prepared: made with seed = 0, this config has 1; use another --run_dir"):
@@ -318,83 +243,6 @@ def test_a_checkpoint_of_another_number_of_workers_is_refused(prepared):
         TrainingError, match=r"step_00000004: does not say its ZeRO stage, .*; delete it to begin again"
     ):
         preflight.check_checkpoints(prepared, directory, JOBS["pipeline"])
-
-
-def test_tokens_are_counted_from_the_data(controlled_run):
-    """What training and scoring are said to take, against what their manifests say that they took."""
-    directory = RunDirectory(controlled_run.run_dir)
-    data = read_data(controlled_run, directory, batching="interactions")
-    assert data is not None and data.is_measured
-    rulers = [directory.require(name, job="train_global").statistics for name in ("global_model", "other_ruler")]
-    found = estimate(controlled_run, directory, "train_global", LAPTOP)
-    assert found is not None
-    assert found.num_tokens == pytest.approx(sum(trained["num_tokens"] for trained in rulers), rel=0.1)
-    scored = directory.read_table("scores/scores.parquet")["num_tokens"].to_pylist()  # by both
-    assert estimate(controlled_run, directory, "score", LAPTOP).num_tokens == pytest.approx(2 * sum(scored))
-    of_names = [name.community for _, name in model_names(controlled_run, directory)]
-    responses = sum(  # of two steps: a curve's points have one seed each
-        2 * controlled_run.train.batch_size * data.training_responses[name] / data.training_items[name]
-        for name in of_names
-    )
-    trained = estimate(controlled_run, directory, "train", LAPTOP)
-    assert trained is not None and trained.num_tokens == pytest.approx(responses * data.mean_tokens)
-    read = directory.require("evaluation", job="evaluate").statistics["num_responses"]
-    assert estimate(controlled_run, directory, "evaluate", LAPTOP).num_tokens == pytest.approx(read * data.mean_tokens)
-
-
-def test_trials_and_the_best_of_n_are_counted(prepared):
-    """A search trains every community (trials + 2) times, and each model reads two communities' validation responses."""
-    config = prepared.with_settings(
-        {"select.controls": (), "select.strategy": "filter_weight", "tune.num_trials": 5, "train.num_seeds": 1}
-    )
-    directory = RunDirectory(config.run_dir)
-    data = read_data(config, directory, batching=config.train.batching)
-    training, search = (estimate(config, directory, stage, LAPTOP) for stage in ("train", "tune"))
-    pairs = directory.read_table("prepared/pairs.parquet").to_pandas()
-    of = {
-        name: len({*rows.chosen_id, *rows.rejected_id})
-        for name, rows in pairs[pairs.split == "validation"].groupby("community")
-    }
-    read = 7 * sum(of.get(name, 0) + of["Atlas"] for name in data.training_items if name != "Atlas")
-    assert search.num_tokens == pytest.approx(7 * training.num_tokens + read * data.mean_tokens)
-    assert search.flops > 7 * training.flops and search.seconds > 7 * training.seconds
-    assert search.memory_bytes == training.memory_bytes
-    settings = {"best_of_n.num_samples": (1, 8), "ppo.evaluation.max_prompts": 10, "ppo.max_response_tokens": 32}
-    found = estimate(config.with_settings(settings), directory, "best_of_n", LAPTOP)
-    length = min(32 + data.mean_context_tokens, config.format.max_tokens)
-    assert found.num_tokens == pytest.approx(10 * 8 * length)
-
-
-def test_a_policys_tokens_are_at_least_those_that_it_took(policy_run):
-    """Every response is counted as long as it may be: true of untrained policies, less so later."""
-    directory, ppo = RunDirectory(policy_run.run_dir), policy_run.ppo
-    found = estimate(policy_run, directory, "ppo", LAPTOP)
-    names = [name for name in directory.names("policies") if name.startswith(("brevia", "calder"))]  # others are tests'
-    steps = [row for name in names for row in directory.read_json(f"policies/{name}/metrics.json")["steps"]]
-    number = ppo.prompts_per_step * ppo.responses_per_prompt
-    written = sum(row["length"] * number for row in steps)
-    at_most = len(steps) * number * ppo.max_response_tokens
-    assert written <= at_most < found.num_tokens
-    assert written / at_most > 0.1
-    longest = policy_run.format.max_tokens
-    assert found.num_tokens <= len(steps) * number * longest
-    sft = estimate(policy_run, directory, "sft", LAPTOP)
-    taught = directory.require("start_policy", job="sft").statistics
-    assert sft.num_tokens >= 0.9 * taught["num_tokens"]
-
-
-def test_items_are_what_the_trainings_own_batching_says(prepared):
-    """Communities that are trained on together share prompts, and each of four responses stands in three pairs."""
-    directory = RunDirectory(prepared.run_dir)
-    everyone = {"train_global.communities": ["Atlas", "Brevia", "Calder Isles"]}
-    tokens = {
-        kind: estimate(
-            prepared.with_settings(everyone | {"train_global.batching": kind}), directory, "train_global", LAPTOP
-        ).num_tokens
-        for kind in ("interactions", "prompts", "pairs")
-    }
-    assert tokens["prompts"] <= tokens["interactions"]
-    assert tokens["pairs"] == pytest.approx(3 * tokens["interactions"], rel=0.05)
 
 
 def run_job(job: str, *options: str) -> subprocess.CompletedProcess[str]:
