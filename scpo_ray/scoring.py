@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +35,12 @@ class Scores:
     cost: ScoringCost = field(default_factory=ScoringCost)
 
 
-class RewardScorer:
-    """A reward model that is loaded once and scores batches of a token budget. Threads may share it.
+class BatchScorer:
+    """A reward model that is loaded once, and its forward passes. Threads may share it.
 
     Args:
         folder: the model, transformers format.
         format_config: how context and response become tokens.
-        tokens_per_batch: tokens of one forward pass, padding included; unset: what suits the device.
         precision: auto takes bfloat16 where the device multiplies it natively; the reward head stays float32.
         device: where to compute; the GPU where there is one when unset.
         dropout: leave dropout on, as the published evaluation did.
@@ -52,7 +52,6 @@ class RewardScorer:
         folder: Path,
         *,
         format_config: FormatConfig,
-        tokens_per_batch: int | None = None,
         precision: str = "auto",
         device: str | None = None,
         dropout: bool = False,
@@ -69,13 +68,11 @@ class RewardScorer:
         """Whether neighbours in a batch share the tokens that they begin with."""
         self._folder = folder
         self.formatter = Formatter(loaded.tokenizer, format_config)
-        self._tokens_per_batch = tokens_per_batch or (_CPU_TOKENS if self._device.type == "cpu" else _GPU_TOKENS)
-        self._draws = dropout
         self._bfloat16 = uses_bfloat16(precision, self._device)
         self._turn = threading.Lock() if models.writes_in_forward(loaded.model) else contextlib.nullcontext()
 
     @torch.inference_mode()
-    def forward(self, sequences: Sequence[TokenSequence]) -> Float32[np.ndarray, " sequences"]:
+    def _forward(self, sequences: Sequence[TokenSequence]) -> Float32[np.ndarray, " sequences"]:
         """Rewards of one batch, one forward pass."""
         with self._turn, torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             if self._packer is not None:
@@ -88,6 +85,27 @@ class RewardScorer:
     def packs(self) -> bool:
         """Whether batches are computed without padding; they may mix lengths then."""
         return self._packer is not None
+
+
+class RewardScorer(BatchScorer):
+    """Scores texts in batches of a token budget.
+
+    Args:
+        tokens_per_batch: tokens of one forward pass, padding included; unset: what suits the device.
+        dropout: leave dropout on, as the published evaluation did.
+        others: of BatchScorer.
+    """
+
+    def __init__(
+        self, folder: Path, *, tokens_per_batch: int | None = None, dropout: bool = False, **others: Any
+    ) -> None:
+        super().__init__(folder, dropout=dropout, **others)
+        self._tokens_per_batch = tokens_per_batch or (_CPU_TOKENS if self._device.type == "cpu" else _GPU_TOKENS)
+        self._draws = dropout
+
+    def forward(self, sequences: Sequence[TokenSequence]) -> Float32[np.ndarray, " sequences"]:
+        """Rewards of one batch, one forward pass."""
+        return self._forward(sequences)
 
     def score(self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Scores:
         """Rewards for each (context, response).

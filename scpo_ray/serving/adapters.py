@@ -26,8 +26,7 @@ from torch.nn import functional
 from scpo_ray.config import FormatConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import TokenSequence
-from scpo_ray.records import Message
-from scpo_ray.scoring import RewardScorer, Scores
+from scpo_ray.scoring import BatchScorer
 
 _PREFIX = "base_model.model."
 _NOT_PLAIN = ("use_dora", "use_qalora", "lora_bias", "rank_pattern", "alpha_pattern", "alora_invocation_tokens")
@@ -216,8 +215,8 @@ class BankedLinear(nn.Module):
         return found.view(*inputs.shape[:-1], -1)
 
 
-class AdapterScorer(RewardScorer):
-    """One base with the adapters of many communities; otherwise as RewardScorer.
+class AdapterScorer(BatchScorer):
+    """One base with the adapters of many communities.
 
     Args:
         folder: the base, transformers format.
@@ -233,14 +232,12 @@ class AdapterScorer(RewardScorer):
         adapters: Mapping[str, Path | None],
         *,
         format_config: FormatConfig,
-        tokens_per_batch: int,
         precision: str,
         device: str | None = None,
     ) -> None:
         super().__init__(
             folder,
             format_config=format_config,
-            tokens_per_batch=tokens_per_batch,
             precision=precision,
             device=device,
             safetensors_only=True,
@@ -257,7 +254,7 @@ class AdapterScorer(RewardScorer):
         rows = [self._index[community] for community in communities]
         if not self.packs:
             self._selection.rows = torch.tensor(rows, device=self._device)
-            return self.forward(sequences)
+            return self._forward(sequences)
         num_tokens = Counter[int]()
         for row, sequence in zip(rows, sequences, strict=True):
             num_tokens[row] += len(sequence.input_ids)
@@ -268,12 +265,8 @@ class AdapterScorer(RewardScorer):
             sum(sizes.values()): _segments(communities_in_order, sizes) for sizes in (num_tokens, Counter(rows))
         }
         rewards = np.empty(len(rows), np.float32)
-        rewards[order] = self.forward([sequences[place] for place in order])
+        rewards[order] = self._forward([sequences[place] for place in order])
         return rewards
-
-    def score(self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]) -> Scores:
-        """Not without communities: ask `forward_for`."""
-        raise NotImplementedError("every sequence has a community of its own: use forward_for")
 
     def _fit(self, folder: Path, adapters: Sequence[Adapter]) -> None:
         layers = dict(self._model.named_modules())

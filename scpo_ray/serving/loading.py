@@ -32,7 +32,7 @@ class LoadedModels:
 
     def __init__(self, max_models: int, load: Callable[[ServedModel], RewardScorer]) -> None:
         self._max_models, self._load = max_models, load
-        self._bases: dict[str, RewardScorer] = {}
+        self._bases: dict[str, AdapterScorer] = {}
         self._models: OrderedDict[str, RewardScorer] = OrderedDict()
         self._num_users: Counter[str] = Counter()
         self._released = threading.Condition()
@@ -49,7 +49,7 @@ class LoadedModels:
         return scorer is not None and scorer.packs
 
     @contextlib.contextmanager
-    def used(self, model: ServedModel) -> Iterator[RewardScorer]:
+    def used(self, model: ServedModel) -> Iterator[RewardScorer | AdapterScorer]:
         """The scorer of a model, loaded where it is not there, and kept while the block lasts.
 
         Raises:
@@ -178,7 +178,6 @@ def _load_base(config: ServeConfig, sharing: dict[str, ServedModel]) -> AdapterS
         Path(first.folder),
         {name: None if each.adapter is None else Path(each.adapter) for name, each in sharing.items()},
         format_config=first.format,
-        tokens_per_batch=tokens_per_batch(config),
         precision=config.precision,
     )
     for model in sharing.values():

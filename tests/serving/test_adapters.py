@@ -48,9 +48,7 @@ def saved(request, tmp_path_factory):
 
 def scorer_of(saved, precision="float32", **others) -> AdapterScorer:
     folders = {str(number): saved / f"adapter{number}" for number in range(3)}
-    return AdapterScorer(
-        saved / "base", folders | others, format_config=FORMAT, tokens_per_batch=4096, precision=precision
-    )
+    return AdapterScorer(saved / "base", folders | others, format_config=FORMAT, precision=precision)
 
 
 def merged_rewards(folder, precision="float32") -> list[float]:
@@ -120,14 +118,11 @@ def test_two_threads_may_ask_at_the_same_time(saved):
 
 
 def test_the_base_is_in_memory_once(saved):
-    one = AdapterScorer(
-        saved / "base", {"0": saved / "adapter0"}, format_config=FORMAT, tokens_per_batch=64, precision="float32"
-    )
+    one = AdapterScorer(saved / "base", {"0": saved / "adapter0"}, format_config=FORMAT, precision="float32")
     many = AdapterScorer(
         saved / "base",
         {str(number): saved / "adapter0" for number in range(50)},
         format_config=FORMAT,
-        tokens_per_batch=64,
         precision="float32",
     )
     assert size(many) - size(one) == 49 * adapter_size(saved / "adapter0")
@@ -153,7 +148,6 @@ def test_an_adapter_of_another_base_is_refused(saved, tmp_path):
             tmp_path / "base",
             {"1": saved / "adapter1"},
             format_config=FORMAT,
-            tokens_per_batch=64,
             precision="float32",
         )
 
