@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.stages import pipeline, prepare, score, train_global, tune
@@ -17,6 +19,11 @@ from tests.chaos.jobs import Job, pipeline_job, ppo_job, tune_job
 from tests.clusters import Cluster
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
+
+
+def weights(run_dir: str, folder: str) -> dict[str, torch.Tensor]:
+    (file,) = Path(run_dir).glob(f"{folder}/model.safetensors")
+    return load_file(file)
 
 
 def survive(two_nodes: Cluster, job: Job, *, seed: int) -> None:
@@ -51,7 +58,8 @@ def test_a_search_bit_for_bit(two_nodes, ray_cluster, tmp_path):
 
 
 def test_a_policy_step_by_step(two_nodes, policy_run, tmp_path):
-    """Engines batch what they write by when it arrives, which rounds differently: equal to four digits."""
+    """Engines batch what they write by when it arrives, which may round differently: measures equal to four digits, weights to
+    2% of the way that training took them."""
     for name in ("run", "score_cache"):
         left_out = shutil.ignore_patterns("pol*", "composed*", "logs")
         shutil.copytree(Path(policy_run.run_dir).parent / name, tmp_path / name, ignore=left_out)
@@ -61,4 +69,15 @@ def test_a_policy_step_by_step(two_nodes, policy_run, tmp_path):
     assert found.keys() == expected.keys()
     for step, measures in expected.items():
         assert found[step] == pytest.approx(measures, abs=1e-5, rel=1e-4), step
+    start, calm, again = (
+        weights(config.run_dir, folder)
+        for config, folder in (
+            (policy_run, "start_policy"),
+            (policy_run, "policies/brevia*"),
+            (disturbed.config, "policies/brevia*"),
+        )
+    )
+    moved = max(float((calm[name] - start[name]).abs().max()) for name in calm)
+    for name, tensor in calm.items():
+        torch.testing.assert_close(again[name], tensor, atol=0.02 * moved, rtol=0.0, msg=name)
     assert RunDirectory(disturbed.config.run_dir).names("policy_checkpoints") == []
