@@ -18,7 +18,7 @@ from scpo_ray.serving.adapters import AdapterScorer
 from scpo_ray.serving.catalog import Catalog, ServedModel, stamp
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-_CPU_TOKENS, _GPU_TOKENS = 1024, 16384
+_CPU_TOKENS, _GPU_TOKENS = 4096, 16384
 _CPU_PASSES = 2
 
 
