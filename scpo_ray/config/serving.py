@@ -35,8 +35,8 @@ class ServeConfig(Section):
     """Forward passes at a time, which divide the threads. Unset: 1 on a GPU or with one thread, else 2."""
 
     tokens_per_batch: int | None = Field(default=None, ge=64)
-    """Tokens of one forward pass, padding included, over requests and communities. Unset: 16384 on a GPU; 1024 on a CPU, which
-    more does not make faster, while short batches answer sooner."""
+    """Tokens of one forward pass, padding included, over requests and communities. Unset: 16384 on a GPU, 4096 on a CPU. Where
+    less waits a batch is as much smaller; fewer tokens answer a single caller sooner who comes while many wait."""
 
     max_loaded_models: int = Field(default=4, ge=1)
     """Full models that a replica keeps in memory, least recently used out first. Adapters on a shared base do not count."""
