@@ -52,7 +52,7 @@ class Formatter:
         if not tokenizer.is_fast:
             raise ModelError(f"{tokenizer.name_or_path}: only fast tokenizers (tokenizer.json) are supported")
         self._tokenizer = tokenizer
-        self._config = config
+        self.config = config
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -65,7 +65,7 @@ class Formatter:
         """Changes with everything but the tokenizer's vocabulary that the token ids depend on."""
         template = self._tokenizer.chat_template if self._uses_template else None
         dated = (_DATE.isoformat(),) if template is not None and "strftime_now" in template else ()
-        return content_id(FORMATTER_VERSION, self._config.max_tokens, template, *dated)
+        return content_id(FORMATTER_VERSION, self.config.max_tokens, template, *dated)
 
     def format(self, contexts: Sequence[Sequence[Message]], responses: Sequence[str]) -> list[TokenSequence]:
         """Token ids for each (context, response).
@@ -95,7 +95,7 @@ class Formatter:
         if not text.strip():
             raise DataError(f"text {text[:40]!r}: must be non-empty")
         encoding = self._backend.encode(text, add_special_tokens=False)
-        room = self._config.max_tokens
+        room = self.config.max_tokens
         if not self._uses_template:
             room -= self._backend.num_special_tokens_to_add(is_pair=False)
         truncated = len(encoding) > room
@@ -207,7 +207,7 @@ class Formatter:
         return turns if self._is_encoder else f"{turns}\nassistant: "
 
     def _join(self, head: Encoding, tail: Encoding) -> TokenSequence:
-        room = self._config.max_tokens - self._num_special_tokens()
+        room = self.config.max_tokens - self._num_special_tokens()
         num_tail = min(len(tail), room)
         num_head = min(len(head), room - num_tail)
         truncated = num_head < len(head) or num_tail < len(tail)

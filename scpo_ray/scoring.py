@@ -20,6 +20,7 @@ from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.packing import Packer, can_pack
 from scpo_ray.precision import uses_bfloat16
 from scpo_ray.records import Message, context_id
+from scpo_ray.reloading import kind_of, take_weights
 from scpo_ray.scoring_cost import ScoringCost
 
 _CPU_TOKENS, _GPU_TOKENS = 2048, 8192
@@ -58,6 +59,7 @@ class BatchScorer:
         safetensors_only: bool = False,
     ) -> None:
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._kind = kind_of(folder)
         loaded = models.load(folder, safetensors_only=safetensors_only)
         self._model = loaded.model.to(self._device)
         self._model.train(dropout)
@@ -70,6 +72,26 @@ class BatchScorer:
         self.formatter = Formatter(loaded.tokenizer, format_config)
         self._bfloat16 = uses_bfloat16(precision, self._device)
         self._turn = threading.Lock() if models.writes_in_forward(loaded.model) else contextlib.nullcontext()
+
+    def becomes(self, folder: Path) -> bool:
+        """Score with another model from now on, where that differs in nothing but its weights. No pass may be running.
+
+        Returns:
+            False where it is another kind of model; this one is as it was.
+
+        Raises:
+            ModelError: its weights cannot be read.
+        """
+        if models.writes_in_forward(self._model) or kind_of(folder) != self._kind:
+            return False
+        if not take_weights(self._model, folder):
+            return False
+        self._folder = folder
+        return True
+
+    def close(self) -> None:
+        """Give its memory back now: modules refer to each other, so that it would be kept until somebody collects them."""
+        self._model.to("meta")
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[TokenSequence]) -> Float32[np.ndarray, " sequences"]:

@@ -1,7 +1,6 @@
 """What a replica has in memory: a bounded number of whole models, the bases that adapters share, tokenizers."""
 
 import contextlib
-import hashlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -13,11 +12,11 @@ from scpo_ray import models
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter
+from scpo_ray.reloading import tokenizer_digest
 from scpo_ray.scoring import RewardScorer
 from scpo_ray.serving.adapters import AdapterScorer
 from scpo_ray.serving.catalog import Catalog, ServedModel, stamp
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _CPU_TOKENS, _GPU_TOKENS = 4096, 16384
 _CPU_PASSES = 2
 
@@ -26,11 +25,11 @@ class LoadedModels:
     """Scorers by `ServedModel.key`, least recently used out before the next one comes in. Threads may share it.
 
     Args:
-        load: makes the scorer of a whole model.
+        load: makes the scorer of a whole model, out of the one that made room for it where there is one.
         max_models: whole models at a time; bases that adapters share are loaded by `load_models` and stay.
     """
 
-    def __init__(self, max_models: int, load: Callable[[ServedModel], RewardScorer]) -> None:
+    def __init__(self, max_models: int, load: Callable[[ServedModel, RewardScorer | None], RewardScorer]) -> None:
         self._max_models, self._load = max_models, load
         self._bases: dict[str, AdapterScorer] = {}
         self._models: OrderedDict[str, RewardScorer] = OrderedDict()
@@ -84,10 +83,10 @@ class LoadedModels:
                 return found
             with self._released:
                 self._released.wait_for(lambda: len(self._models) < self._max_models or self._unused())
-                while len(self._models) >= self._max_models:
-                    del self._models[self._unused()[0]]
+                is_full = len(self._models) >= self._max_models
+                dropped = self._models.pop(self._unused()[0]) if is_full else None
             self.num_loads += 1
-            scorer = self._load(model)
+            scorer = self._load(model, dropped)
             with self._released:
                 self._models[model.key] = scorer
                 self._num_users[model.key] += 1
@@ -108,11 +107,7 @@ class Formatters:
     def key(self, model: ServedModel) -> str:
         """Equal for models that read texts alike."""
         if model.key not in self._keys:
-            digest = hashlib.sha256(model.format.model_dump_json().encode())
-            for name in _TOKENIZER_FILES:
-                path = Path(model.folder) / name
-                digest.update(path.read_bytes() if path.is_file() else b"-")
-            self._keys[model.key] = digest.hexdigest()
+            self._keys[model.key] = model.format.model_dump_json() + tokenizer_digest(Path(model.folder))
         return self._keys[model.key]
 
     def get(self, model: ServedModel) -> Formatter:
@@ -134,7 +129,7 @@ def load_models(config: ServeConfig, catalog: Catalog) -> LoadedModels:
     Raises:
         ModelError: one of them cannot be loaded.
     """
-    found = LoadedModels(config.max_loaded_models, lambda model: load_whole(config, model))
+    found = LoadedModels(config.max_loaded_models, lambda model, dropped: load_whole(config, model, dropped))
     for key in dict.fromkeys(model.key for model in catalog.models.values() if model.shares_base):
         found.add_base(key, _load_base(config, catalog.sharing(key)))
     whole = {model.key: model for model in catalog.models.values() if not model.shares_base}
@@ -154,21 +149,33 @@ def num_passes(config: ServeConfig, *, num_threads: int) -> int:
     return config.passes or (1 if torch.cuda.is_available() or num_threads == 1 else _CPU_PASSES)
 
 
-def load_whole(config: ServeConfig, model: ServedModel) -> RewardScorer:
+def load_whole(config: ServeConfig, model: ServedModel, dropped: RewardScorer | None = None) -> RewardScorer:
     """A community's whole model.
+
+    Args:
+        dropped: a scorer that nobody uses any more; where it differs in nothing but its weights, it becomes the model's.
 
     Raises:
         ModelError: it cannot be loaded, or is another than when the service was deployed.
     """
-    _check_unchanged(model)
-    scorer = RewardScorer(
-        Path(model.folder),
-        format_config=model.format,
-        tokens_per_batch=tokens_per_batch(config),
-        precision=config.precision,
-        safetensors_only=True,
-    )
-    _check_unchanged(model)
+    folder = Path(model.folder)
+    with contextlib.ExitStack() as unused:
+        if dropped is not None:
+            unused.callback(dropped.close)
+        _check_unchanged(model)
+        if dropped is not None and dropped.formatter.config == model.format and dropped.becomes(folder):
+            scorer = dropped
+        else:
+            unused.close()  # before there is another
+            scorer = RewardScorer(
+                folder,
+                format_config=model.format,
+                tokens_per_batch=tokens_per_batch(config),
+                precision=config.precision,
+                safetensors_only=True,
+            )
+        _check_unchanged(model)
+        unused.pop_all()
     return scorer
 
 

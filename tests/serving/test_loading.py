@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from scpo_ray import models
 from scpo_ray.config import FormatConfig
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
@@ -33,42 +35,40 @@ def served(folder, number: int) -> list[ServedModel]:
 
 
 class Counting:
-    """Real scorers, counted while they live."""
+    """Real scorers, counted until they are dropped."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.alive: list[str] = []
         self.peak = self.num_loads = 0
         self._seconds = seconds
 
-    def __call__(self, model: ServedModel) -> RewardScorer:
+    def __call__(self, model: ServedModel, dropped: RewardScorer | None) -> RewardScorer:
         time.sleep(self._seconds)
+        if dropped is not None:
+            self.alive.remove(dropped.community)
         scorer = load_whole(CONFIG, model)
-        counting = self
-        counting.num_loads += 1
-        counting.alive.append(model.community)
-        counting.peak = max(counting.peak, len(counting.alive))
+        self.num_loads += 1
+        self.alive.append(model.community)
+        self.peak = max(self.peak, len(self.alive))
 
         class Watched:
-            formatter, packs = scorer.formatter, scorer.packs
+            formatter, packs, community = scorer.formatter, scorer.packs, model.community
 
             def forward(self, sequences):
                 return scorer.forward(sequences)
-
-            def __del__(self):
-                counting.alive.remove(model.community)
 
         return Watched()
 
 
 def test_a_replica_starts_with_as_many_whole_models_as_there_is_room_for(tiny_reward_model):
-    models = served(tiny_reward_model, 3)
+    wanted = served(tiny_reward_model, 3)
     loaded = load_models(
-        CONFIG.model_copy(update={"max_loaded_models": 2}), Catalog({m.community: m for m in models}, "float32")
+        CONFIG.model_copy(update={"max_loaded_models": 2}), Catalog({m.community: m for m in wanted}, "float32")
     )
     assert loaded.num_loads == 2
-    with loaded.used(models[0]), loaded.used(models[1]):
+    with loaded.used(wanted[0]), loaded.used(wanted[1]):
         assert loaded.num_loads == 2
-    with loaded.used(models[2]):
+    with loaded.used(wanted[2]):
         assert loaded.num_loads == 3
 
 
@@ -149,7 +149,7 @@ def test_a_model_that_is_being_used_stays_and_the_next_one_waits(tiny_reward_mod
 def test_a_model_that_cannot_be_loaded_leaves_room_for_others(tiny_reward_model):
     first, second = served(tiny_reward_model, 2)
 
-    def load(model):
+    def load(model, dropped):
         if model is first:
             raise ModelError("broken")
         return load_whole(CONFIG, model)
@@ -167,7 +167,7 @@ def test_two_passes_divide_what_waits_and_run_side_by_side(tiny_reward_model):
     met = threading.Barrier(2, timeout=30)
     sizes = []
 
-    def load(model):
+    def load(model, dropped):
         scorer = load_whole(CONFIG, model)
 
         class Meeting:
@@ -198,7 +198,7 @@ def test_where_much_waits_the_next_batch_needs_no_event_loop(tiny_reward_model, 
     """Batches of one sequence; the loop is held up while the first is computed."""
     started = threading.Semaphore(0)
 
-    def load(model):
+    def load(model, dropped):
         scorer = load_whole(CONFIG, model)
 
         class Telling:
@@ -230,7 +230,7 @@ def test_a_model_has_its_turn_for_all_that_waited_when_it_began(tiny_reward_mode
     """One place in memory, two models, batches of two texts: each is loaded once for what waits, and nobody starves."""
     order = []
 
-    def load(model):
+    def load(model, dropped):
         scorer = load_whole(CONFIG, model)
 
         class Noting:
@@ -243,14 +243,14 @@ def test_a_model_has_its_turn_for_all_that_waited_when_it_began(tiny_reward_mode
         return Noting()
 
     async def run():
-        models = served(tiny_reward_model, 2)
+        wanted = served(tiny_reward_model, 2)
         loaded = LoadedModels(1, load)
-        formatter = Formatter(load_tokenizer(tiny_reward_model), models[0].format)
+        formatter = Formatter(load_tokenizer(tiny_reward_model), wanted[0].format)
         sequences = formatter.format([CONTEXT] * 5, [f"text {word} ." for word in "abcde"])
         batcher = Batcher(loaded, 2 * len(sequences[0].input_ids), 100)
-        first = batcher.submit([(model, sequence) for model in models for sequence in sequences])
+        first = batcher.submit([(model, sequence) for model in wanted for sequence in sequences])
         await first[0]
-        late = batcher.submit([(models[0], sequence) for sequence in sequences[:3]])  # after the turn began
+        late = batcher.submit([(wanted[0], sequence) for sequence in sequences[:3]])  # after the turn began
         await asyncio.gather(*first, *late)
         return loaded.num_loads
 
@@ -294,7 +294,7 @@ def test_packed_batches_hold_few_communities(asked, expected):
 def test_whoever_comes_as_the_last_pass_ends_is_not_forgotten(tiny_reward_model, num_passes):
     async def run():
         (model,) = served(tiny_reward_model, 1)
-        loaded = LoadedModels(1, lambda model: load_whole(CONFIG, model))
+        loaded = LoadedModels(1, lambda model, dropped: load_whole(CONFIG, model, dropped))
         batcher = Batcher(loaded, 1024, 100, num_passes=num_passes)
         formatter = Formatter(load_tokenizer(tiny_reward_model), model.format)
         (sequence,) = formatter.format([CONTEXT], ["again and again ."])
@@ -314,3 +314,72 @@ def test_a_model_that_changed_under_the_service_is_not_served(tiny_reward_model,
     shutil.copy(tiny_reward_model / weights.name, weights)  # the same size, written later
     with pytest.raises(ModelError, match="c0's model has changed since the service was deployed; deploy again"):
         load_whole(CONFIG, model)
+
+
+def copies(folder, place, number: int) -> list[ServedModel]:
+    """One kind of model, weights of their own."""
+    found = []
+    for index in range(number):
+        made = models.load(folder)
+        with models.seeded(index), torch.no_grad():
+            made.model.get_input_embeddings().weight.normal_()
+        models.save(made.model, made.tokenizer, place / str(index))
+        model = ServedModel(f"c{index}", "full", str(place / str(index)), f"hash{index}", FormatConfig())
+        found.append(replace(model, stamp=stamp(model)))
+    return found
+
+
+def answers(rewards: Rewards, wanted: list[ServedModel]) -> list[float]:
+    found = asyncio.run(rewards.of(wanted, [Text(CONTEXT, "i like it .")]))
+    return [reward.value for (reward,) in found]
+
+
+def test_the_next_model_takes_the_place_of_the_last_one(tiny_reward_model, tmp_path, monkeypatch):
+    """More models than places, round and round: each answers as when it is alone, and one was built."""
+    all_of_them = copies(tiny_reward_model, tmp_path, 3)
+    expected = []
+    for model in all_of_them:
+        scorer = load_whole(CONFIG, model)
+        expected.append(float(scorer.score([CONTEXT], ["i like it ."]).rewards[0]))
+    built = []
+    load = models.load
+    monkeypatch.setattr(models, "load", lambda folder, **settings: built.append(folder) or load(folder, **settings))
+    config = CONFIG.model_copy(update={"max_loaded_models": 1, "max_cached_rewards": 0})
+    loaded = load_models(config, Catalog({model.community: model for model in all_of_them}, "float32"))
+    for _ in range(2):
+        assert answers(Rewards(config, loaded), all_of_them) == pytest.approx(expected, abs=1e-6)
+    assert len(built) == 1 and loaded.num_loads == 6
+    assert len({round(value, 3) for value in expected}) == 3
+
+
+def test_a_model_that_cannot_take_its_place_costs_nobody_else(tiny_reward_model, tmp_path):
+    all_of_them = copies(tiny_reward_model, tmp_path, 3)
+    config = CONFIG.model_copy(update={"max_loaded_models": 1, "max_cached_rewards": 0})
+    loaded = load_models(config, Catalog({model.community: model for model in all_of_them}, "float32"))
+    before = answers(Rewards(config, loaded), all_of_them)
+    (weights,) = (tmp_path / "1").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for _ in range(2):
+        with pytest.raises(ModelError, match="c1's model has changed"):
+            answers(Rewards(config, loaded), [all_of_them[1]])
+    damaged = replace(all_of_them[1], stamp=stamp(all_of_them[1]))
+    with pytest.raises(ModelError, match="cannot be loaded as a reward model"):
+        answers(Rewards(config, loaded), [damaged])
+    assert answers(Rewards(config, loaded), [all_of_them[2], all_of_them[0]]) == [before[2], before[0]]
+
+
+def test_a_scorer_of_another_kind_gives_its_memory_back_before_the_next_is_built(
+    tiny_reward_model, tmp_path, monkeypatch
+):
+    first, second = served(tiny_reward_model, 2)
+    dropped = load_whole(CONFIG, first)
+    seen = []
+    load = models.load
+
+    def watched(folder, **settings):
+        seen.append({parameter.device.type for parameter in dropped._model.parameters()})
+        return load(folder, **settings)
+
+    monkeypatch.setattr(models, "load", watched)
+    assert load_whole(CONFIG, second, dropped) is not dropped
+    assert seen == [{"meta"}]

@@ -210,7 +210,7 @@ def side_by_side(model: ServedModel, lengths: list[int], change: Callable) -> tu
     assert [len(sequence.input_ids) for sequence in sequences] == lengths
     config = ServeConfig(models={"Chile": model.folder}, authentication="off")
 
-    def load(model: ServedModel) -> RewardScorer:
+    def load(model: ServedModel, dropped: RewardScorer | None) -> RewardScorer:
         scorer = load_whole(config, model)
         change(scorer._model)
         return scorer

@@ -1,0 +1,192 @@
+"""Another checkpoint's weights in a scorer that is there already: what building it anew gives."""
+
+import json
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, DebertaV2Config
+
+from scpo_ray import models
+from scpo_ray.config import FormatConfig, ModelConfig
+from scpo_ray.errors import ModelError
+from scpo_ray.scoring import RewardScorer
+
+TEXT = "what do you think of the new harbour honestly i like it a lot because there is more room for all boats"
+WORDS = TEXT.split()
+CONTEXT = [{"role": "user", "content": "what do you think of the new harbour ?"}]
+RESPONSES = [" ".join(WORDS[start : start + length]) for start in range(6) for length in (1, 5, 13)]
+FORMAT = FormatConfig(max_tokens=32)
+
+
+def deberta(seed: int) -> models.RewardModel:
+    tokenizer = models.train_tokenizer([TEXT], vocab_size=100, architecture="bert")
+    config = DebertaV2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        relative_attention=True,
+        position_biased_input=False,
+        pos_att_type=["p2c", "c2p"],
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype=torch.float32,
+    )
+    with models.seeded(seed):
+        return models.RewardModel(AutoModelForSequenceClassification.from_config(config).eval(), tokenizer)
+
+
+def made(architecture: str, seed: int, **settings: int) -> models.RewardModel:
+    """Weights so large that no two models agree by chance."""
+    if architecture == "deberta":
+        found = deberta(seed)
+    else:
+        config = ModelConfig.model_validate({"architecture": architecture} | settings)
+        found = models.make(config, texts=[TEXT], max_tokens=32, seed=seed)
+    with torch.no_grad():
+        for parameter in found.model.parameters():
+            parameter.mul_(5)
+    return found
+
+
+def written(folder: Path, architecture: str = "bert", *, seed: int, **settings: int) -> Path:
+    found = made(architecture, seed, **settings)
+    models.save(found.model, found.tokenizer, folder)
+    return folder
+
+
+def scorer_of(folder: Path) -> RewardScorer:
+    return RewardScorer(folder, format_config=FORMAT, tokens_per_batch=128, precision="float32", safetensors_only=True)
+
+
+def rewards(scorer: RewardScorer) -> np.ndarray:
+    return scorer.score([CONTEXT] * len(RESPONSES), RESPONSES).rewards
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "deberta"])
+def test_a_scorer_becomes_another_model_and_the_first_again(tmp_path, architecture):
+    folders = [written(tmp_path / str(seed), architecture, seed=seed) for seed in range(2)]
+    expected = [rewards(scorer_of(folder)) for folder in folders]
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+    scorer = scorer_of(folders[0])
+    for place in (1, 0, 1):
+        assert scorer.becomes(folders[place])
+        np.testing.assert_array_equal(rewards(scorer), expected[place])
+
+
+def test_weights_in_several_files(tmp_path):
+    scorer = scorer_of(written(tmp_path / "whole", seed=0))
+    found = made("bert", 1)
+    found.model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    found.tokenizer.save_pretrained(tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
+    assert scorer.becomes(tmp_path / "parts")
+    np.testing.assert_array_equal(rewards(scorer), rewards(scorer_of(tmp_path / "parts")))
+
+
+def test_weights_in_half_precision_are_computed_in_float32(tmp_path):
+    scorer, other = scorer_of(written(tmp_path / "a", seed=0)), written(tmp_path / "b", seed=1)
+    save_weights(other, lambda weights: {name: tensor.bfloat16() for name, tensor in weights.items()})
+    assert scorer.becomes(other)
+    np.testing.assert_array_equal(rewards(scorer), rewards(scorer_of(other)))
+
+
+def save_weights(folder: Path, change: Callable[[dict], dict]) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def of_another_size(folder: Path) -> None:
+    shutil.rmtree(folder)
+    written(folder, seed=1, num_layers=1)
+
+
+def of_another_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace("harbour", "harbor"))
+
+
+def of_other_settings(folder: Path) -> None:
+    """The same tensors, computed otherwise."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_norm_eps": 0.5}))
+
+
+def without_a_tensor(folder: Path) -> None:
+    save_weights(folder, lambda weights: dict(list(weights.items())[1:]))
+
+
+def with_a_tensor_more(folder: Path) -> None:
+    save_weights(folder, lambda weights: weights | {"another": torch.zeros(3)})
+
+
+def with_a_tensor_of_another_shape(folder: Path) -> None:
+    save_weights(folder, lambda weights: weights | {"classifier.bias": torch.zeros(2)})
+
+
+def pickled(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    torch.save(load_file(path), folder / "pytorch_model.bin")
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_another_size,
+        of_another_tokenizer,
+        of_other_settings,
+        without_a_tensor,
+        with_a_tensor_more,
+        with_a_tensor_of_another_shape,
+        pickled,
+    ],
+)
+def test_another_kind_of_model_is_not_taken_and_nothing_changes(tmp_path, change):
+    scorer, other = scorer_of(written(tmp_path / "a", seed=0)), written(tmp_path / "b", seed=1)
+    before = rewards(scorer)
+    change(other)
+    assert not scorer.becomes(other)
+    np.testing.assert_array_equal(rewards(scorer), before)
+
+
+def test_a_model_that_keeps_frequencies_of_its_last_pass_is_not_put_to_use_again(tmp_path):
+    folders = []
+    for seed in range(2):
+        found = made("llama", seed)
+        found.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+        models.save(found.model, found.tokenizer, tmp_path / str(seed))
+        folders.append(tmp_path / str(seed))
+    assert not scorer_of(folders[0]).becomes(folders[1])
+
+
+def test_a_damaged_file_is_one_line_and_nothing_changes(tmp_path):
+    scorer, other = scorer_of(written(tmp_path / "a", seed=0)), written(tmp_path / "b", seed=1)
+    before = rewards(scorer)
+    path = other / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="b: cannot be loaded as a reward model") as raised:
+        scorer.becomes(other)
+    assert "\n" not in str(raised.value)
+    np.testing.assert_array_equal(rewards(scorer), before)
+
+
+def test_a_closed_scorer_keeps_no_weights_although_it_is_not_collected(tmp_path):
+    scorer = scorer_of(written(tmp_path / "a", seed=0))
+    tensors = [weakref.ref(parameter) for parameter in scorer._model.parameters()]
+
+    def num_kept() -> int:
+        found = [tensor() for tensor in tensors]
+        return sum(tensor.nbytes for tensor in found if tensor is not None and tensor.device.type != "meta")
+
+    assert num_kept() > 10_000
+    scorer.close()
+    assert num_kept() == 0
