@@ -29,7 +29,7 @@ from scpo_ray.serving.catalog import ServedModel
 from scpo_ray.serving.loading import LoadedModels
 
 _BUDGETS_LOOKED_AT = 8
-_DEEP = 8
+_DEEP = 4
 """Batches per pass."""
 
 

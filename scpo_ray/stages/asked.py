@@ -30,20 +30,19 @@ def write(
         adds: beside what was noted of other artifacts, as jobs do that make a part of what a run is to have; else in place of it.
     """
     with turn(directory, FILES[stage], checkpoint_dir):
-        said = _noted(directory, stage) if adds else {"wanted": [], "failed": {}}
+        before, reasons = _noted(directory, stage) if adds else ([], {})
         names = list(wanted)
-        others = [name for name in said["wanted"] if name not in names]
-        failures = {name: said["failed"][name] for name in others if name in said["failed"]}
+        others = [name for name in before if name not in names]
+        failures = {name: why for name, why in reasons.items() if name in others}
         noted = {"wanted": [*others, *names], "failed": failures | dict(failed)}
         directory.write_file(FILES[stage], json.dumps(noted, indent=1).encode())
 
 
-def _noted(directory: RunDirectory, stage: str) -> dict:
+def _noted(directory: RunDirectory, stage: str) -> tuple[list[str], dict[str, str]]:
     try:
-        read(directory, stage)
+        return _read(directory, stage)
     except ArtifactError:
-        return {"wanted": [], "failed": {}}  # as the error says to do: the training writes it anew
-    return directory.read_json(FILES[stage]) if FILES[stage] in directory.names("") else {"wanted": [], "failed": {}}
+        return [], {}  # as the error says to do: the training writes it anew
 
 
 def read(directory: RunDirectory, stage: str) -> tuple[list[str], set[str]]:
@@ -52,13 +51,18 @@ def read(directory: RunDirectory, stage: str) -> tuple[list[str], set[str]]:
     Raises:
         ArtifactError: the file is damaged.
     """
+    wanted, failed = _read(directory, stage)
+    return wanted, set(failed)
+
+
+def _read(directory: RunDirectory, stage: str) -> tuple[list[str], dict[str, str]]:
     name = FILES.get(stage)
     if name is None or name not in directory.names(""):
-        return [], set()
+        return [], {}
     try:
         said = directory.read_json(name)
-        return [str(one) for one in said["wanted"]], {str(one) for one in said["failed"]}
-    except (ValueError, KeyError, TypeError) as error:
+        return [str(one) for one in said["wanted"]], {str(one): str(why) for one, why in said["failed"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{directory.path(name)}: not what a training writes ({error}); rerun jobs/{stage}.py"
         ) from None

@@ -193,7 +193,7 @@ def test_two_passes_divide_what_waits_and_run_side_by_side(tiny_reward_model):
     assert sizes == [2, 2]
 
 
-@pytest.mark.parametrize(("number", "starts"), [(12, 2), (4, 1)])
+@pytest.mark.parametrize(("number", "starts"), [(12, 2), (3, 1)])
 def test_where_much_waits_the_next_batch_needs_no_event_loop(tiny_reward_model, number, starts):
     """Batches of one sequence; the loop is held up while the first is computed."""
     started = threading.Semaphore(0)

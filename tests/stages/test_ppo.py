@@ -29,6 +29,7 @@ from scpo_ray.scoring import RewardScorer
 from scpo_ray.stages import ppo, recipes
 from scpo_ray.stages.community_models import scales
 from scpo_ray.stages.policy_plan import Plan, make_plan
+from scpo_ray.stages.ppo_controller import Controller
 from tests.stages.policy_runs import FIRST, SECOND
 
 SAME = ("reward", "kl", "length", "utility of Brevia", "policy_loss", "critic_loss", "entropy")
@@ -72,7 +73,7 @@ def _crew(config: Config, plan: Plan, **models: str):
     )
 
 
-def controller(config, plan, crew, known_scales, name: str, *, kind=ppo.Controller, **settings) -> ppo.Controller:
+def controller(config, plan, crew, known_scales, name: str, *, kind=Controller, **settings) -> Controller:
     """One for the first community with other settings, under a name of its own."""
     changed = config.model_copy(update={"ppo": config.ppo.model_copy(update=settings)})
     target = Target(name, (FIRST,), "each")
@@ -201,7 +202,7 @@ def test_a_larger_crew_with_adapters(config, plan, known_scales):
             larger = with_steps(number)
             recipe = replace(known, name=f"policies/{composition}", identity={"name": composition})
             target = Target(composition, communities, composition)
-            ppo.Controller(larger, directory, plan, target, recipe, crew, known_scales).run()
+            Controller(larger, directory, plan, target, recipe, crew, known_scales).run()
             steps = steps_of(config, composition)
             assert max(row["canary_difference"] for row in steps) < 1e-4
             assert max(abs(row["importance_max"] - 1) for row in steps) < 1e-3
@@ -216,7 +217,7 @@ def test_a_larger_crew_with_adapters(config, plan, known_scales):
             assert not any("lora" in name for name, _ in saved.named_parameters())
 
 
-class Killing(ppo.Controller):
+class Killing(Controller):
     """Kills an engine, a scorer and a learner, each as its step begins."""
 
     def run_step(self):
@@ -248,7 +249,7 @@ def _same(found: list[dict], expected: list[dict]) -> None:
         assert {key: row[key] for key in SAME} == pytest.approx({key: other[key] for key in SAME}, abs=1e-5, rel=1e-4)
 
 
-class Interrupted(ppo.Controller):
+class Interrupted(Controller):
     """Gives up after five steps, as Ctrl-C does."""
 
     def run_step(self):
@@ -272,7 +273,7 @@ def test_overlap_is_one_step_behind_and_resumes_exactly(config, plan, crew, know
     assert all(row["engine_difference"] > 1e-3 for row in undisturbed[2:])  # a step off policy
 
 
-class Skipping(ppo.Controller):
+class Skipping(Controller):
     """Forgets to synchronise once."""
 
     def synchronise(self):
@@ -284,7 +285,7 @@ def test_a_skipped_synchronisation_stops_the_run(config, plan, crew, known_scale
         controller(config, plan, crew, known_scales, "skipping", kind=Skipping).run()
 
 
-class Damaging(ppo.Controller):
+class Damaging(Controller):
     """One published tensor is 1% larger than the learner's, its checksum taken before."""
 
     def _publish(self, version):
@@ -365,14 +366,14 @@ def test_a_policy_that_fails_does_not_take_the_others(config, crew, tmp_path, mo
         {"run_dir": str(run), "ppo.num_steps": 1, "ppo.evaluation.max_prompts": 4, "ppo.overlap": True}
     )
     monkeypatch.setattr(ppo, "at_work", lambda *arguments, **options: contextlib.nullcontext(crew))
-    update = ppo.Controller.update
+    update = Controller.update
 
     def explodes(self, batch):
         if self.target.name == FIRST:
             raise TrainingError("policy_loss is inf")
         return update(self, batch)
 
-    monkeypatch.setattr(ppo.Controller, "update", explodes)
+    monkeypatch.setattr(Controller, "update", explodes)
     with pytest.raises(
         TrainingError, match=rf"1 of 2 policies not trained: {FIRST}: policy_loss is inf \(the others .*html"
     ):
@@ -383,7 +384,7 @@ def test_a_policy_that_fails_does_not_take_the_others(config, crew, tmp_path, mo
     assert f"policy {SECOND} gained" in (run / "ppo.html").read_text()
     (record,) = (one for one in records(str(run)) if one.stage == "ppo")
     assert (record.status, record.num_missing, record.num_failed) == ("failed", 1, 1)
-    monkeypatch.setattr(ppo.Controller, "update", update)
+    monkeypatch.setattr(Controller, "update", update)
     assert f"policy {FIRST} gained" in ppo.run(again)
     (record,) = (one for one in records(str(run)) if one.stage == "ppo")
     assert (record.status, record.num_missing) == ("made", 0)

@@ -245,3 +245,20 @@ def test_a_zero_checkpoint_of_another_world_size_is_refused(ray_cluster, make_ta
     state = run_tasks([task], task.config)
 
     assert "written by 2 ranks, num_workers is 1, and this checkpoint (ZeRO stage 1)" in state.failed[task.name]
+
+
+def test_best_weights_that_are_gone_are_one_line(ray_cluster, make_task):
+    """A checkpoint without the best weights that it names: training on would end with others, or not at all."""
+    task = make_task("best is gone", **SETTINGS, max_failures=0)
+
+    def kill(state) -> None:
+        if task.name in state.progress and state.progress[task.name].step >= 15:
+            for worker in training_workers():
+                worker.kill()
+
+    assert "died 1 times" in run_tasks([task], task.config, on_progress=kill).failed[task.name]
+    (best,) = checkpoint_folder(task).glob("best_*.pt")
+    best.unlink()
+    reason = run_tasks([task], task.config).failed[task.name]
+    assert f"{best.name}: is missing; delete {checkpoint_folder(task)} to begin this training again" in reason
+    assert "\n" not in reason
