@@ -194,7 +194,15 @@ def _load_base(config: ServeConfig, sharing: dict[str, ServedModel]) -> AdapterS
 
 def _check_unchanged(model: ServedModel) -> None:
     """Models that are written anew in place must not answer under their old name and scales."""
-    if model.stamp is not None and stamp(model) != model.stamp:
+    if model.stamp is None:
+        return
+    try:
+        present = stamp(model)
+    except OSError as error:
+        raise ModelError(
+            f"{model.folder}: {model.community}'s model cannot be read any more ({error.strerror})"
+        ) from error
+    if present != model.stamp:
         raise ModelError(
             f"{model.folder}: {model.community}'s model has changed since the service was deployed; deploy again"
         )

@@ -316,6 +316,16 @@ def test_a_model_that_changed_under_the_service_is_not_served(tiny_reward_model,
         load_whole(CONFIG, model)
 
 
+def test_a_model_that_was_removed_under_the_service_is_one_line(tiny_reward_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_reward_model, folder)
+    (model,) = served(folder, 1)
+    model = replace(model, stamp=stamp(model))
+    shutil.rmtree(folder)
+    with pytest.raises(ModelError, match="c0's model cannot be read any more .No such file or directory."):
+        load_whole(CONFIG, model)
+
+
 def copies(folder, place, number: int) -> list[ServedModel]:
     """One kind of model, weights of their own."""
     found = []
