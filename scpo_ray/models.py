@@ -30,7 +30,7 @@ from scpo_ray.formatting import pad_token_id
 from scpo_ray.narrowing import narrow_encoder
 
 _HEAD_NAMES = ("score", "classifier")
-ADAPTER = "adapter"
+ADAPTER, ADAPTER_CONFIG = "adapter", "adapter_config.json"
 """Folder beside a reward model's weights: what LoRA learned alone, in PEFT's format."""
 
 CHAT_TEMPLATE = (

@@ -11,22 +11,35 @@ from transformers import PreTrainedModel
 
 from scpo_ray.errors import ModelError
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def tokenizer_digest(folder: Path) -> str:
-    """Equal for models that read texts alike."""
-    return _digest(folder, _TOKENIZER_FILES)
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
+_ABOUT = ("README.md", "manifest.json", "metrics.json")
+"""What is said of a model; nobody computes with it."""
 
 
 def kind_of(folder: Path) -> str:
-    """Equal for models that differ in nothing but their weights."""
-    return _digest(folder, ("config.json", *_TOKENIZER_FILES))
+    """Equal for models that differ in nothing but their weights: a digest of all other files, any of which may be a tokenizer's.
+
+    Raises:
+        ModelError: one of them cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and path.name not in _ABOUT:
+                content = path.read_bytes()
+                digest.update(f"{path.name} {len(content)} ".encode() + content)
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
 
 
-def take_weights(model: PreTrainedModel, folder: Path) -> bool:
-    """Put a checkpoint's weights into a model of the same kind. On a CPU they are mapped, not copied.
+def take_weights(model: PreTrainedModel, folder: Path, *, maps: bool) -> bool:
+    """Put a checkpoint's weights into a model of the same kind.
+
+    Args:
+        maps: leave them in their file, which must be replaced and never written into, as must those that transformers loads; else
+            they are copied into the memory that the model has already.
 
     Returns:
         False where its tensors have other names or shapes than the model's, which is then as it was.
@@ -36,17 +49,14 @@ def take_weights(model: PreTrainedModel, folder: Path) -> bool:
     """
     try:
         found = _read(folder)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{folder}: cannot be loaded as a reward model ({str(error).splitlines()[0][:200]})"
         ) from error
     own = model.state_dict()
     if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in own.items()}:
         return False
-    model.load_state_dict(
-        {name: tensor.to(own[name].dtype) for name, tensor in found.items()},
-        assign=model.device.type == "cpu",  # elsewhere into the memory that the model has already
-    )
+    model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in found.items()}, assign=maps)
     return True
 
 
@@ -61,12 +71,3 @@ def _read(folder: Path) -> dict[str, Tensor]:
     for path in files:
         found |= load_file(path)
     return found
-
-
-def _digest(folder: Path, names: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for name in names:
-        path = folder / name
-        content = path.read_bytes() if path.is_file() else None
-        digest.update(f"{-1 if content is None else len(content)} ".encode() + (content or b""))
-    return digest.hexdigest()

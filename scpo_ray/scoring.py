@@ -80,11 +80,11 @@ class BatchScorer:
             False where it is another kind of model; this one is as it was.
 
         Raises:
-            ModelError: its weights cannot be read.
+            ModelError: it cannot be read.
         """
         if models.writes_in_forward(self._model) or kind_of(folder) != self._kind:
             return False
-        if not take_weights(self._model, folder):
+        if not take_weights(self._model, folder, maps=self._device.type == "cpu"):
             return False
         self._folder = folder
         return True

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, DebertaV2Config
 from scpo_ray import models
 from scpo_ray.config import FormatConfig, ModelConfig
 from scpo_ray.errors import ModelError
+from scpo_ray.reloading import take_weights
 from scpo_ray.scoring import RewardScorer
 
 TEXT = "what do you think of the new harbour honestly i like it a lot because there is more room for all boats"
@@ -82,6 +83,16 @@ def test_a_scorer_becomes_another_model_and_the_first_again(tmp_path, architectu
         np.testing.assert_array_equal(rewards(scorer), expected[place])
 
 
+def test_weights_that_are_copied_leave_the_models_own_memory_in_use(tmp_path):
+    """As on a GPU, where there is no room for two."""
+    folders = [written(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    scorer = scorer_of(folders[0])
+    places = [parameter.data_ptr() for parameter in scorer._model.parameters()]
+    assert take_weights(scorer._model, folders[1], maps=False)
+    np.testing.assert_array_equal(rewards(scorer), rewards(scorer_of(folders[1])))
+    assert [parameter.data_ptr() for parameter in scorer._model.parameters()] == places
+
+
 def test_weights_in_several_files(tmp_path):
     scorer = scorer_of(written(tmp_path / "whole", seed=0))
     found = made("bert", 1)
@@ -114,6 +125,14 @@ def of_another_tokenizer(folder: Path) -> None:
     path.write_text(path.read_text().replace("harbour", "harbor"))
 
 
+def of_another_vocabulary(folder: Path) -> None:
+    (folder / "vocab.txt").write_text("[PAD]\n")
+
+
+def with_an_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+
+
 def of_other_settings(folder: Path) -> None:
     """The same tensors, computed otherwise."""
     path = folder / "config.json"
@@ -143,6 +162,8 @@ def pickled(folder: Path) -> None:
     [
         of_another_size,
         of_another_tokenizer,
+        of_another_vocabulary,
+        with_an_adapter,
         of_other_settings,
         without_a_tensor,
         with_a_tensor_more,
@@ -168,12 +189,19 @@ def test_a_model_that_keeps_frequencies_of_its_last_pass_is_not_put_to_use_again
     assert not scorer_of(folders[0]).becomes(folders[1])
 
 
-def test_a_damaged_file_is_one_line_and_nothing_changes(tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "index", "gone"])
+def test_a_damaged_folder_is_one_line_and_nothing_changes(tmp_path, damage):
     scorer, other = scorer_of(written(tmp_path / "a", seed=0)), written(tmp_path / "b", seed=1)
     before = rewards(scorer)
     path = other / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="b: cannot be loaded as a reward model") as raised:
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "index":
+        path.unlink()
+        (other / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
+    else:
+        shutil.rmtree(other)
+    with pytest.raises(ModelError, match=r"b: cannot be (loaded as a reward model|read)") as raised:
         scorer.becomes(other)
     assert "\n" not in str(raised.value)
     np.testing.assert_array_equal(rewards(scorer), before)

@@ -47,7 +47,6 @@ def write_run(folder: Path, number: int, *, adapters: bool) -> None:
         )
         with recipe.making(run) as draft:
             _link(Path(run.path("global_model")), draft.folder)
-            (draft.folder / "community.json").write_text(f'{{"index": {index}}}')
             if adapters:
                 _write_adapter(draft.folder / models.ADAPTER, seed=index)
             draft.content_hash = hashes[f"filter_weight/{name}"] = f"{index:064x}"

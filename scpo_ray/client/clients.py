@@ -77,7 +77,8 @@ class _Caller:
             url: of the service, without `/v1`.
             token: bearer token; unset: the environment's SCPO_SERVE_TOKEN, if there is one.
             max_retries: attempts after the first, of calls that find no connection, or the service busy (429, 503).
-            timeout_s: for the call with all its retries. A Retry-After that goes beyond it ends the call at once.
+            timeout_s: after which no attempt begins, and for how long one may wait for a connection or for the next bytes. A
+                Retry-After that goes beyond it ends the call at once.
 
         Raises:
             ServiceError: the address is none, the token cannot be sent, or the limits leave no time for a call.

@@ -29,7 +29,15 @@ from scpo_ray.formatting import TokenSequence
 from scpo_ray.scoring import BatchScorer
 
 _PREFIX = "base_model.model."
-_NOT_PLAIN = ("use_dora", "use_qalora", "lora_bias", "rank_pattern", "alpha_pattern", "alora_invocation_tokens")
+_NOT_PLAIN = (
+    "use_dora",
+    "use_qalora",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "alora_invocation_tokens",
+    "fan_in_fan_out",
+)
 
 
 class Segment(NamedTuple):
@@ -60,6 +68,11 @@ class Adapter:
     """Layer -> weight [outputs, inputs] and, where it has one, bias [outputs]."""
 
 
+def is_plain(config: Mapping[str, object]) -> bool:
+    """Whether PEFT's configuration is of a kind that `Adapter` can hold: LoRA without any of its variants."""
+    return config.get("peft_type") == "LORA" and not any(config.get(name) for name in _NOT_PLAIN)
+
+
 def read_adapter(folder: Path) -> Adapter:
     """An adapter in PEFT's format.
 
@@ -72,7 +85,7 @@ def read_adapter(folder: Path) -> Adapter:
             tensors = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{folder}: not a readable adapter ({str(error).splitlines()[0][:160]})") from error
-    if config.get("peft_type") != "LORA" or any(config.get(name) for name in _NOT_PLAIN):
+    if not is_plain(config):
         raise ModelError(f"{folder}: only plain LoRA adapters can share a base; serve the merged model instead")
     rank = config["r"]
     scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -21,6 +21,7 @@ from scpo_ray.errors import DataError, ModelError, ScpoError
 from scpo_ray.serving.batching import BusyError
 from scpo_ray.serving.gate import Gate
 from scpo_ray.serving.limits import check_texts
+from scpo_ray.serving.loading import StaleModelError
 from scpo_ray.serving.metrics import CONTENT_TYPE, Metrics
 from scpo_ray.serving.rewards import Text
 from scpo_ray.serving.schemas import (
@@ -76,8 +77,11 @@ _STATUS: tuple[tuple[type[ScpoError], int], ...] = (
     (UnknownCommunityError, 404),
     (BusyError, 429),
     (DataError, 422),
+    (StaleModelError, 503),
     (ModelError, 500),
 )
+_UNTIL_DEPLOYED_S = 10
+"""A model has changed, and the service will know soon."""
 Community = Annotated[str, InPath(description="Whose reward model.", max_length=200)]
 
 
@@ -96,7 +100,7 @@ def make_api(config: ServeConfig, service: Service, *, tokens: Tokens | None, re
         description="What would people of different communities think of this answer?",
         responses=_REFUSALS,
         redoc_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the docs alone: the gate has looked already
+        dependencies=[Depends(HTTPBearer(auto_error=False)), Depends(_headers)],  # for the docs: the gate has looked
     )
     _add_questions(api, config, service)
     _add_trainers(api, config, service)
@@ -113,6 +117,14 @@ def make_api(config: ServeConfig, service: Service, *, tokens: Tokens | None, re
             expose_headers=["Retry-After"],
         )
     return api
+
+
+def _headers(
+    x_deadline_s: Annotated[
+        float | None, Header(gt=0, description="Seconds; a request that is not answered by then gets 503.")
+    ] = None,
+) -> None:
+    """Read by the gate."""
 
 
 def written(answer: Wire) -> Response:
@@ -237,8 +249,14 @@ def _add_errors(api: FastAPI) -> None:
     @api.exception_handler(ScpoError)
     async def known(_: Request, error: ScpoError) -> JSONResponse:
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else None
+        headers = None
+        if status in (429, 503):
+            headers = {"Retry-After": str(error.retry_after_s if isinstance(error, BusyError) else _UNTIL_DEPLOYED_S)}
         return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
+
+    @api.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": f"failed within ({type(error).__name__}); the replica's log has it"}, 500)
 
 
 def first_error(error: RequestValidationError) -> str:

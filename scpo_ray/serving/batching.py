@@ -98,7 +98,7 @@ class Batcher:
     @property
     def num_queued(self) -> int:
         """Sequences that wait."""
-        return sum(map(len, self._queue.values()))
+        return sum(not item.answer.done() for items in self._queue.values() for item in items)
 
     @property
     def retry_after_s(self) -> int:
@@ -112,12 +112,7 @@ class Batcher:
         Raises:
             BusyError: too much waits already; nothing is queued.
         """
-        waiting = self.num_queued
-        if waiting + len(wanted) > self.max_queued:
-            raise BusyError(
-                f"busy: {waiting} responses wait and {self.max_queued} may; try again in {self.retry_after_s} s",
-                self.retry_after_s,
-            )
+        self.check_room(len(wanted))
         loop = asyncio.get_running_loop()
         items = [Item(model, sequence, loop.create_future()) for model, sequence in wanted]
         for item in items:
@@ -128,15 +123,25 @@ class Batcher:
             self._running.add(loop.create_task(self._run()))
         return [item.answer for item in items]
 
-    def check_fits(self, number: int) -> None:
-        """Refuse what could never be queued.
+    def check_room(self, number: int, *, num_coming: int = 0) -> None:
+        """Refuse what cannot be queued now, or ever.
+
+        Args:
+            num_coming: of others who were not refused, and are not in the queue yet.
 
         Raises:
             DataError: more than `max_queued` at once.
+            BusyError: too much waits already.
         """
         if number > self.max_queued:
             raise DataError(
                 f"responses x communities: {number}, at most {self.max_queued}; ask for fewer communities or responses at a time"
+            )
+        waiting = self.num_queued + num_coming
+        if waiting + number > self.max_queued:
+            raise BusyError(
+                f"busy: {waiting} responses wait and {self.max_queued} may; try again in {self.retry_after_s} s",
+                self.retry_after_s,
             )
 
     async def _run(self) -> None:

@@ -16,6 +16,7 @@ from scpo_ray.artifacts import Manifest, RunDirectory, content_hash_of
 from scpo_ray.config import FormatConfig
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ArtifactError, ConfigError, ModelError
+from scpo_ray.serving.adapters import is_plain
 
 _CARD_ROW = re.compile(r"^\| (.+?) \| (.+) \|$", re.MULTILINE)
 
@@ -168,7 +169,7 @@ def _of_run(run: RunDirectory) -> dict[str, ServedModel]:
 def _trained(run: RunDirectory, manifest: Manifest, ruler: Manifest, scale: Scale | None) -> ServedModel:
     folder = run.fetch(manifest.name)
     community, adapter = str(manifest.identity["community"]), folder / models.ADAPTER
-    is_adapter = (adapter / "adapter_config.json").is_file() and _can_share(folder)
+    is_adapter = _can_share(folder, adapter)
     if is_adapter and manifest.inputs.get("global_model") != ruler.content_hash:
         raise ArtifactError(
             f"{run.path(manifest.name)}: its adapter is of another global model; run jobs/train.py again"
@@ -186,10 +187,14 @@ def _trained(run: RunDirectory, manifest: Manifest, ruler: Manifest, scale: Scal
     )
 
 
-def _can_share(folder: Path) -> bool:
-    """Whether a batch may mix communities: not where layers also read tensors that have no row per sequence, as DeBERTa's
-    relative positions. Their models are served whole."""
-    return not str(json.loads((folder / "config.json").read_text()).get("model_type")).startswith("deberta")
+def _can_share(folder: Path, adapter: Path) -> bool:
+    """Whether there is an adapter, and a batch may mix communities: not where it is no plain LoRA of linear layers, nor where
+    layers also read tensors that have no row per sequence, as DeBERTa's relative positions. Their models are served whole."""
+    path = adapter / models.ADAPTER_CONFIG
+    if not path.is_file():
+        return False
+    architecture = str(json.loads((folder / "config.json").read_text()).get("model_type"))
+    return not architecture.startswith("deberta") and is_plain(json.loads(path.read_text()))
 
 
 def _from_elsewhere(community: str, address: str, format_config: FormatConfig) -> ServedModel:
@@ -202,6 +207,10 @@ def _check(model: ServedModel) -> None:
     """Refuse what must not or cannot be loaded, before a replica tries."""
     folder = Path(model.folder)
     models.check(folder, may_lack_head=False, max_tokens=model.format.max_tokens)
+    if (folder / models.ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{folder}: {models.ADAPTER_CONFIG} beside the weights; merge the adapter into them, or remove it"
+        )
     weights = list(folder.glob("model*.safetensors"))
     if not weights:
         raise ModelError(f"{folder}: no safetensors weights; services load nothing else (pickles run code), convert it")
@@ -215,7 +224,13 @@ def _check(model: ServedModel) -> None:
 
 def _global_folder(run: RunDirectory, ruler: Manifest) -> Path:
     if "reference.json" in run.names("global_model"):
-        return model_files.resolve(str(run.read_json("global_model/reference.json")["address"]))
+        address = str(run.read_json("global_model/reference.json")["address"])
+        folder = model_files.resolve(address)
+        if model_files.content_hash(folder) != ruler.content_hash:
+            raise ArtifactError(
+                f"{address}: not the model any more that {run.address} was made with; bring it back, or make the run anew"
+            )
+        return folder
     return run.fetch(ruler.name)
 
 

@@ -14,10 +14,12 @@ from scpo_ray.serving.metrics import Metrics
 from scpo_ray.serving.tokens import Tokens
 
 PUBLIC = ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/healthz", "/readyz", "/docs/oauth2-redirect")
-"""Paths that show nothing of models or data: no token is asked for."""
+"""Paths that show nothing of models or data: no token is asked for to read them."""
 PUBLIC_FILES = "/static-offline-docs/"
 DEADLINE = "x-deadline-s"
 _MAX_LOGGED, _MAX_LOGGED_PATH = 4096, 200
+_GONE = 499
+"""Whoever asked has hung up."""
 _BODILESS = ("GET", "HEAD", "OPTIONS")
 """Nobody waits for what these might send: whoever has no token cannot hold a place by sending slowly."""
 _LOGGER = logging.getLogger("ray.serve")
@@ -72,6 +74,9 @@ class Gate:
                 await self._pass(scope, noted if self._config.log_texts else receive, watched)
             except Refusal as refusal:
                 await refusal.response(scope, receive, watched)
+            except asyncio.CancelledError:
+                status = _GONE
+                raise
             finally:
                 self._metrics.observe(scope, status, time.perf_counter() - start)
                 if status >= 400 and self._config.log_texts:
@@ -108,7 +113,8 @@ class Gate:
 
     def _check_token(self, scope: Scope, headers: Headers) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        if self._tokens is None or path in PUBLIC or path.startswith(PUBLIC_FILES):
+        is_public = scope["method"] in _BODILESS and (path in PUBLIC or path.startswith(PUBLIC_FILES))
+        if self._tokens is None or is_public:
             return
         if not self._tokens.admit(headers.get("authorization")):
             raise Refusal(

@@ -12,13 +12,17 @@ from scpo_ray import models
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter
-from scpo_ray.reloading import tokenizer_digest
+from scpo_ray.reloading import kind_of
 from scpo_ray.scoring import RewardScorer
 from scpo_ray.serving.adapters import AdapterScorer
 from scpo_ray.serving.catalog import Catalog, ServedModel, stamp
 
 _CPU_TOKENS, _GPU_TOKENS = 4096, 16384
 _CPU_PASSES = 2
+
+
+class StaleModelError(ModelError):
+    """Its files are not those any more that the service was deployed with."""
 
 
 class LoadedModels:
@@ -31,6 +35,7 @@ class LoadedModels:
 
     def __init__(self, max_models: int, load: Callable[[ServedModel, RewardScorer | None], RewardScorer]) -> None:
         self._max_models, self._load = max_models, load
+        self.formatters = Formatters()
         self._bases: dict[str, AdapterScorer] = {}
         self._models: OrderedDict[str, RewardScorer] = OrderedDict()
         self._num_users: Counter[str] = Counter()
@@ -81,6 +86,7 @@ class LoadedModels:
             found = self._take(model)  # another thread may have loaded it meanwhile
             if found is not None:
                 return found
+            check_unchanged(model)  # before another has to go for it
             with self._released:
                 self._released.wait_for(lambda: len(self._models) < self._max_models or self._unused())
                 is_full = len(self._models) >= self._max_models
@@ -98,38 +104,46 @@ class LoadedModels:
 
 
 class Formatters:
-    """One formatter for all models whose tokenizers are the same, as those of a run are."""
+    """One formatter for all models that read texts alike, as those of a run do."""
 
     def __init__(self) -> None:
         self._formatters: dict[str, Formatter] = {}
         self._keys: dict[str, str] = {}
 
     def key(self, model: ServedModel) -> str:
-        """Equal for models that read texts alike."""
+        """Equal for models whose formatter is the same.
+
+        Raises:
+            ModelError: its tokenizer cannot be read, or is not the one any more that the service was deployed with.
+        """
         if model.key not in self._keys:
-            self._keys[model.key] = model.format.model_dump_json() + tokenizer_digest(Path(model.folder))
+            folder = Path(model.folder)
+            key = model.format.model_dump_json() + kind_of(folder)
+            if key not in self._formatters:
+                self._formatters[key] = Formatter(models.load_tokenizer(folder), model.format)
+            check_unchanged(model)
+            self._keys[model.key] = key
         return self._keys[model.key]
 
     def get(self, model: ServedModel) -> Formatter:
         """A model's.
 
         Raises:
-            ModelError: its tokenizer cannot be read.
+            ModelError: as of `key`.
         """
-        key = self.key(model)
-        if key not in self._formatters:
-            self._formatters[key] = Formatter(models.load_tokenizer(Path(model.folder)), model.format)
-        return self._formatters[key]
+        return self._formatters[self.key(model)]
 
 
 def load_models(config: ServeConfig, catalog: Catalog) -> LoadedModels:
-    """A replica's: shared bases and as many whole models as there is room for are loaded now, so that a replica that is ready
-    answers at once; the others when they are asked for.
+    """A replica's: tokenizers, shared bases and as many whole models as there is room for are loaded now, so that a replica that
+    is ready answers at once; the others when they are asked for.
 
     Raises:
         ModelError: one of them cannot be loaded.
     """
     found = LoadedModels(config.max_loaded_models, lambda model, dropped: load_whole(config, model, dropped))
+    for model in catalog.models.values():
+        found.formatters.get(model)
     for key in dict.fromkeys(model.key for model in catalog.models.values() if model.shares_base):
         found.add_base(key, _load_base(config, catalog.sharing(key)))
     whole = {model.key: model for model in catalog.models.values() if not model.shares_base}
@@ -162,7 +176,7 @@ def load_whole(config: ServeConfig, model: ServedModel, dropped: RewardScorer | 
     with contextlib.ExitStack() as unused:
         if dropped is not None:
             unused.callback(dropped.close)
-        _check_unchanged(model)
+        check_unchanged(model)
         if dropped is not None and dropped.formatter.config == model.format and dropped.becomes(folder):
             scorer = dropped
         else:
@@ -174,7 +188,7 @@ def load_whole(config: ServeConfig, model: ServedModel, dropped: RewardScorer | 
                 precision=config.precision,
                 safetensors_only=True,
             )
-        _check_unchanged(model)
+        check_unchanged(model)
         unused.pop_all()
     return scorer
 
@@ -188,21 +202,25 @@ def _load_base(config: ServeConfig, sharing: dict[str, ServedModel]) -> AdapterS
         precision=config.precision,
     )
     for model in sharing.values():
-        _check_unchanged(model)
+        check_unchanged(model)
     return scorer
 
 
-def _check_unchanged(model: ServedModel) -> None:
-    """Models that are written anew in place must not answer under their old name and scales."""
+def check_unchanged(model: ServedModel) -> None:
+    """Models that are written anew in place must not answer under their old name and scales.
+
+    Raises:
+        StaleModelError: this one was.
+    """
     if model.stamp is None:
         return
     try:
         present = stamp(model)
     except OSError as error:
-        raise ModelError(
+        raise StaleModelError(
             f"{model.folder}: {model.community}'s model cannot be read any more ({error.strerror})"
         ) from error
     if present != model.stamp:
-        raise ModelError(
+        raise StaleModelError(
             f"{model.folder}: {model.community}'s model has changed since the service was deployed; deploy again"
         )

@@ -86,7 +86,7 @@
   }
 
   function question() {
-    const communities = served.map(({ name }) => name).filter((name) => wanted?.has(name) ?? true);
+    const communities = wanted ? served.map(({ name }) => name).filter((name) => wanted.has(name)) : "all";
     return { prompt: texts.prompt.value, response_a: texts.a.value, response_b: texts.b.value, communities };
   }
 

@@ -13,6 +13,8 @@ from scpo_ray.serving import heads
 
 ROUTING_HEADER = b"serve_multiplexed_model_id"
 _READ_BY_RAY = (ROUTING_HEADER, b"x_request_id", b"x_session_id", b"traceparent", b"tracestate")
+_FOR_OPERATORS = (b"x_request_timeout_seconds", b"x_request_disconnect_disabled")
+"""Would have Ray Serve's proxy give up sooner or never, whoever asks."""
 _MAX_NAMES, _MAX_LENGTH = 1024, 200
 _ERRORS = {
     429: "busy: too many requests wait; try again",
@@ -23,9 +25,9 @@ _ERRORS = {
 class Refuse:
     """ASGI middleware: whoever got no answer is told when to ask again. Scoring changes nothing, so asking again is safe.
 
-    Ray Serve's proxy reads some headers as UTF-8 and fails on others, and its router remembers every model that a caller names,
-    before anybody has looked at a token: such values are dropped where they are no plain text or long, and after a thousand
-    different models new names are not passed on.
+    Ray Serve's proxy reads some headers as UTF-8 and fails on others: such values are dropped where they are no plain text or
+    long. Its router remembers every model that a caller names, before anybody has looked at a token: a name is passed on once a
+    question that named it was answered, and a thousand at most. Nobody serves web sockets.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -34,38 +36,50 @@ class Refuse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on; answer where nobody did."""
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         status = 503
         started = False
+        headers, name = self._headers(scope)
 
         async def noted(message: Message) -> None:
             nonlocal started, status
+            if message["type"] == "http.response.start" and message["status"] == 200 and scope["method"] == "POST":
+                self._learn(name)
             if message["type"] == "http.response.start" and _is_of_the_proxy(message):
                 status = message["status"]
             elif message["type"] == "http.response.start" or started:
                 started = True
                 await send(message)
 
-        await self._app(scope | {"headers": self._headers(scope)}, receive, noted)
+        await self._app(scope | {"headers": headers}, receive, noted)
         if not started:
             answer = JSONResponse({"error": _ERRORS[status]}, status_code=status, headers={"Retry-After": "1"})
             await answer(scope, receive, send)
 
-    def _headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
-        """Without values that would cost more than they help."""
-        found = []
+    def _headers(self, scope: Scope) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Those that do not cost more than they help; the model that is named and not known yet."""
+        found, unknown = [], None
         for name, value in scope["headers"]:
             known = name.lower().replace(b"-", b"_")
+            if known in _FOR_OPERATORS:
+                continue
             if known in _READ_BY_RAY and (len(value) > _MAX_LENGTH or not value.isascii()):
                 continue
-            if known == ROUTING_HEADER:
-                if value not in self._names and len(self._names) >= _MAX_NAMES:
-                    continue
-                self._names.add(value)
+            if known == ROUTING_HEADER and value not in self._names:
+                unknown = value
+                continue
             found.append((name, value))
-        return found
+        return found, unknown
+
+    def _learn(self, name: bytes | None) -> None:
+        if name is not None and len(self._names) < _MAX_NAMES:
+            self._names.add(name)
 
 
 def _is_of_the_proxy(start: Message) -> bool:

@@ -15,7 +15,7 @@ from scpo_ray.records import Message
 from scpo_ray.serving.batching import Batcher
 from scpo_ray.serving.cache import Reward, RewardCache, reward_key, text_key
 from scpo_ray.serving.catalog import ServedModel
-from scpo_ray.serving.loading import Formatters, LoadedModels, num_passes, tokens_per_batch
+from scpo_ray.serving.loading import LoadedModels, num_passes, tokens_per_batch
 
 _TEXTS_AT_A_TIME = 32
 
@@ -59,9 +59,11 @@ class Rewards:
             num_threads=num_threads,
         )
         self.cache = RewardCache(config.max_cached_rewards)
-        self._formatters = Formatters()
+        self._formatters = models.formatters
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._pending: dict[bytes, Pending] = {}
+        self._num_tokenizing = 0
+        """Responses times models that are on their way to the batcher."""
 
     async def of(self, models: Sequence[ServedModel], texts: Sequence[Text]) -> list[list[Reward]]:
         """Every model's rewards of all texts.
@@ -83,8 +85,13 @@ class Rewards:
                 if not all(key in found or key in awaited for key in row)
             ]
             if missing:
-                self.batcher.check_fits(sum(key not in found and key not in awaited for row in keys for key in row))
-                tokens = await self._tokenized(missing, texts)
+                number = sum(key not in found and key not in awaited for row in keys for key in row)
+                self.batcher.check_room(number, num_coming=self._num_tokenizing)
+                self._num_tokenizing += number
+                try:
+                    tokens = await self._tokenized(missing, texts)
+                finally:
+                    self._num_tokenizing -= number
                 self._take(keys, found, awaited)  # what others have begun while we tokenised
                 self._queue(models, keys, {*found, *awaited}, tokens, awaited)
             if awaited:

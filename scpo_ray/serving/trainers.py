@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from scpo_ray.serving.schemas import CONTROL_CHARACTERS, MAX_ITEMS, Text, Wire
+from scpo_ray.serving.schemas import CONTROL_CHARACTERS, MAX_ITEMS, Wire
 
 EMPTY_REWARD = -3.0
 """Reward of a response without text, which no reward model reads: on the calibrated scale, three standard deviations below the
@@ -61,9 +61,29 @@ PolicyText = Annotated[str, AfterValidator(whole)]
 """What a policy wrote: anything, so that one odd token does not end a training run."""
 
 
+def without_control(text: str) -> str:
+    """As a reward model reads it: what a trainer's own data hold does not end a training run."""
+    return CONTROL_CHARACTERS.sub("", text)
+
+
+def not_blank(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        ValueError: nothing of it can be read.
+    """
+    if not without_control(text).strip():
+        raise ValueError("is blank; give some text")
+    return text
+
+
+PromptText = Annotated[PolicyText, AfterValidator(not_blank)]
+"""What a policy was asked."""
+
+
 def plain_response(text: str) -> str:
     """A policy's text as a reward model reads it: without control characters, and without end marks after its last word."""
-    text = CONTROL_CHARACTERS.sub("", text)
+    text = without_control(text)
     while (shorter := text.rstrip()).endswith(END_MARKS):
         text = shorter.removesuffix(next(mark for mark in END_MARKS if shorter.endswith(mark)))
     return text
@@ -94,7 +114,7 @@ class OpenRlhfRequest(Foreign):
     query: list[PolicyText] = Field(
         fail_fast=True, max_length=MAX_ITEMS, description="Prompt and response in one text."
     )
-    prompts: list[Text] = Field(fail_fast=True, max_length=MAX_ITEMS, description="How each query begins.")
+    prompts: list[PromptText] = Field(fail_fast=True, max_length=MAX_ITEMS, description="How each query begins.")
     labels: list[object] | None = Field(default=None, description="Not read.")
 
     @model_validator(mode="after")
@@ -116,7 +136,7 @@ class OpenRlhfRequest(Foreign):
     def exchanges(self) -> list[Exchange]:
         """In the order of `query`."""
         return [
-            Exchange([{"role": "user", "content": prompt}], plain_response(query[len(prompt) :]))
+            Exchange([{"role": "user", "content": without_control(prompt)}], plain_response(query[len(prompt) :]))
             for query, prompt in zip(self.query, self.prompts, strict=True)
         ]
 
@@ -147,13 +167,13 @@ class ForeignMessage(Foreign):
     """One turn; a turn that calls a tool or shows a picture has no text content and is refused."""
 
     role: Literal["system", "user", "assistant"]
-    content: Text
+    content: PromptText
 
 
 class SlimeRequest(Foreign):
     """A single sample, as slime's `--rm-type remote_rm` sends it; the answer is a bare number."""
 
-    prompt: Text | Annotated[list[ForeignMessage], Field(min_length=1, max_length=MAX_ITEMS)]
+    prompt: PromptText | Annotated[list[ForeignMessage], Field(min_length=1, max_length=MAX_ITEMS)]
     response: PolicyText
     label: object = Field(default=None, description="Not read.")
 
@@ -161,9 +181,9 @@ class SlimeRequest(Foreign):
     def exchange(self) -> Exchange:
         """The sample."""
         if isinstance(self.prompt, str):
-            context = [{"role": "user", "content": self.prompt}]
+            context = [{"role": "user", "content": without_control(self.prompt)}]
         else:
-            context = [message.model_dump() for message in self.prompt]
+            context = [{"role": turn.role, "content": without_control(turn.content)} for turn in self.prompt]
         return Exchange(context, plain_response(self.response))
 
 

@@ -13,7 +13,7 @@ from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.serving.api import make_api
 from scpo_ray.serving.catalog import read_catalog
-from scpo_ray.serving.loading import load_models
+from scpo_ray.serving.loading import StaleModelError, load_models
 from scpo_ray.serving.rewards import Rewards
 from scpo_ray.serving.service import Service
 from scpo_ray.serving.tokens import Tokens
@@ -175,3 +175,40 @@ def test_a_path_cannot_forge_a_line_of_the_log(serve, log):
     assert statuses(serve(log_texts=True), forged) == [404]
     (line,) = lines(log)
     assert line.isprintable() and len(line) < 250
+
+
+def test_what_nobody_foresaw_is_told_as_json_without_its_text(serve, monkeypatch):
+    async def fail(*_: object) -> None:
+        raise ValueError(MARKER)
+
+    monkeypatch.setattr(Rewards, "of", fail)
+    (answer,) = answers(serve(), score(GOOD, KNOWN))
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "failed within (ValueError); the replica's log has it"}
+
+
+def test_a_model_that_changed_is_a_503_that_clients_try_again(serve, monkeypatch):
+    async def fail(*_: object) -> None:
+        raise StaleModelError("folder: Chile's model has changed since the service was deployed; deploy again")
+
+    monkeypatch.setattr(Rewards, "of", fail)
+    (answer,) = answers(serve(), score(GOOD, KNOWN))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
+    assert "deploy again" in answer.json()["error"]
+
+
+def test_whoever_hangs_up_is_not_counted_as_a_failure(serve, monkeypatch):
+    async def wait(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(Rewards, "of", wait)
+    api = serve()
+
+    async def hang_up() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://rewards") as client:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.request(**score(GOOD, KNOWN)), 0.2)
+            return (await client.get("/metrics", headers=KNOWN)).text
+
+    counts = [line for line in asyncio.run(hang_up()).splitlines() if line.startswith("scpo_requests_total")]
+    assert len(counts) == 1 and 'status="499"' in counts[0]

@@ -126,6 +126,8 @@ def test_without_a_known_token_nothing_is_told(strict_url, header):
     for path in ("/v1/communities", "/metrics", "/v1/unknown"):
         refusal(httpx.get(f"{strict_url}{path}", headers=headers), 401)
     refusal(httpx.post(f"{strict_url}/v1/score", content=b"{", headers=headers), 401)
+    for path in ("", "/docs", "/healthz"):  # what anybody may read, nobody may send to
+        refusal(httpx.post(f"{strict_url}{path or '/'}", content=b"{", headers=headers), 401)
 
 
 def test_a_token_that_is_no_text_is_refused(strict_url):
@@ -134,9 +136,20 @@ def test_a_token_that_is_no_text_is_refused(strict_url):
 
 
 def test_a_routing_name_that_is_no_text_costs_nobody_an_answer(strict_url, ask):
-    for value in (b"\xff", b"x" * 10_000):
-        headers = {b"serve_multiplexed_model_id": value}
-        assert ask.post(f"{strict_url}/v1/score", json=GOOD, headers=headers).status_code == 200
+    for value in (b"\xff", b"x" * 10_000, b"0.0001", b"?1"):
+        for name in (b"serve_multiplexed_model_id", b"x-request-timeout-seconds", b"x-request-disconnect-disabled"):
+            assert ask.post(f"{strict_url}/v1/score", json=GOOD, headers={name: value}).status_code == 200
+
+
+def test_a_web_socket_is_refused(strict_url):
+    parts = urlsplit(strict_url)
+    asked = (
+        f"GET {parts.path}/v1/score HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with socket.create_connection((parts.hostname, parts.port or 80), timeout=10) as one:
+        one.sendall(asked.encode())
+        assert one.recv(4096).startswith(b"HTTP/1.1 403 ")
 
 
 def test_ten_thousand_responses_are_refused_before_they_are_looked_at(service_url, ask):
@@ -203,7 +216,8 @@ def test_tokens_rotate_without_a_restart(deploy, adapter_run, tmp_path):
 
 
 def test_slow_senders_are_cut_off_and_hold_nobody_up(strict_url, ask):
-    """Thirty connections that send a byte now and then: heads without end, bodies without end."""
+    """Thirty connections that send a byte now and then: heads without end, bodies without end; and who shows no token is not
+    waited for at all."""
     parts = urlsplit(strict_url)
     assert parts.hostname is not None
     head = f"POST {parts.path}/v1/score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
@@ -214,6 +228,9 @@ def test_slow_senders_are_cut_off_and_hold_nobody_up(strict_url, ask):
         sockets.append(one)
     start = time.perf_counter()
     assert ask.post(f"{strict_url}/v1/score", json=GOOD).status_code == 200
+    with socket.create_connection((parts.hostname, parts.port or 80), timeout=10) as stranger:
+        stranger.sendall(f"POST {parts.path}/healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        assert b" 401 " in stranger.recv(4096).splitlines()[0]
     assert time.perf_counter() - start < 3
     for number, one in enumerate(sockets):  # half of them never ended their head
         answer = one.recv(4096)

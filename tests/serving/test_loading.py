@@ -17,9 +17,9 @@ from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.models import load_tokenizer
 from scpo_ray.scoring import RewardScorer
-from scpo_ray.serving.batching import Batcher, Item, _same_community_first
+from scpo_ray.serving.batching import Batcher, BusyError, Item, _same_community_first
 from scpo_ray.serving.catalog import Catalog, ServedModel, stamp
-from scpo_ray.serving.loading import LoadedModels, load_models, load_whole
+from scpo_ray.serving.loading import LoadedModels, StaleModelError, load_models, load_whole
 from scpo_ray.serving.rewards import Rewards, Text
 
 CONFIG = ServeConfig(models={"x": "y"}, authentication="off", max_queued=200)
@@ -316,14 +316,77 @@ def test_a_model_that_changed_under_the_service_is_not_served(tiny_reward_model,
         load_whole(CONFIG, model)
 
 
-def test_a_model_that_was_removed_under_the_service_is_one_line(tiny_reward_model, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_reward_model, folder)
-    (model,) = served(folder, 1)
-    model = replace(model, stamp=stamp(model))
-    shutil.rmtree(folder)
-    with pytest.raises(ModelError, match="c0's model cannot be read any more .No such file or directory."):
-        load_whole(CONFIG, model)
+def test_a_model_that_was_removed_under_the_service_is_one_line_and_costs_nobody_a_place(tiny_reward_model, tmp_path):
+    all_of_them = copies(tiny_reward_model, tmp_path, 2)
+    config = CONFIG.model_copy(update={"max_loaded_models": 1, "max_cached_rewards": 0})
+    loaded = load_models(config, Catalog({model.community: model for model in all_of_them}, "float32"))
+    shutil.rmtree(tmp_path / "1")
+    rewards = Rewards(config, loaded)
+    before = answers(rewards, [all_of_them[0]])
+    with pytest.raises(StaleModelError, match="c1's model cannot be read any more"):
+        answers(rewards, [all_of_them[1]])
+    assert answers(rewards, [all_of_them[0]]) == before
+    assert loaded.num_loads == 1, "the first has stayed"
+
+
+def test_a_model_that_is_replaced_before_the_first_request_still_answers_as_it_was(tiny_reward_model, tmp_path):
+    """Its weights are in memory; so must be the tokenizer that they were trained with."""
+    (model,) = copies(tiny_reward_model, tmp_path, 1)
+    (expected,) = answers(Rewards(CONFIG, load_models(CONFIG, Catalog({"c0": model}, "float32"))), [model])
+    loaded = load_models(CONFIG, Catalog({"c0": model}, "float32"))
+    other = models.train_tokenizer(["it like i ."], vocab_size=60, architecture="llama")
+    shutil.copytree(tmp_path / "0", tmp_path / "new")
+    other.save_pretrained(tmp_path / "new")
+    (tmp_path / "0").rename(tmp_path / "old")
+    (tmp_path / "new").rename(tmp_path / "0")
+    assert answers(Rewards(CONFIG, loaded), [model]) == [expected]
+    replaced = replace(model, stamp=stamp(model))
+    (other_reward,) = answers(Rewards(CONFIG, load_models(CONFIG, Catalog({"c0": replaced}, "float32"))), [replaced])
+    assert abs(other_reward - expected) > 1e-3
+
+
+def test_what_would_not_be_queued_is_not_tokenised(tiny_reward_model, monkeypatch):
+    """Two texts may wait; one does."""
+    config = CONFIG.model_copy(update={"max_queued": 2, "max_cached_rewards": 0})
+    tokenised = []
+    whole = Formatter.format
+
+    def noted(self, contexts, responses):
+        tokenised.extend(responses)
+        return whole(self, contexts, responses)
+
+    monkeypatch.setattr(Formatter, "format", noted)
+
+    async def run():
+        rewards = Rewards(config, LoadedModels(1, Counting(seconds=0.5)))
+        model = served(tiny_reward_model, 1)
+        first = asyncio.create_task(rewards.of(model, [Text(CONTEXT, "one .")]))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(rewards.of(model, [Text(CONTEXT, "two .")]))
+        await asyncio.sleep(0)  # it is being tokenised
+        with pytest.raises(BusyError, match="1 responses wait and 2 may"):
+            await rewards.of(model, [Text(CONTEXT, "three ."), Text(CONTEXT, "four .")])
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        found = await asyncio.gather(first, rewards.of(model, [Text(CONTEXT, "five ."), Text(CONTEXT, "six .")]))
+        return [len(row) for ((*row,),) in found]
+
+    assert asyncio.run(run()) == [1, 2]
+    assert [text for text in tokenised if text != "two ."] == ["one .", "five .", "six ."]
+
+
+def test_whoever_gave_up_takes_no_place_in_the_queue(tiny_reward_model):
+    async def run():
+        (model,) = served(tiny_reward_model, 1)
+        batcher = Batcher(LoadedModels(1, Counting()), 1024, 4)
+        formatter = Formatter(load_tokenizer(tiny_reward_model), model.format)
+        (sequence,) = formatter.format([CONTEXT], ["one ."])
+        for answer in batcher.submit([(model, sequence)] * 4):
+            answer.cancel()
+        return batcher.num_queued, await asyncio.gather(*batcher.submit([(model, sequence)] * 4))
+
+    waiting, rewards = asyncio.run(run())
+    assert waiting == 0 and len(set(rewards)) == 1
 
 
 def copies(folder, place, number: int) -> list[ServedModel]:

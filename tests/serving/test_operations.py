@@ -73,7 +73,7 @@ def check(answers: list[tuple[int, httpx.Response]], expected: dict[str, list[li
 
 
 def test_a_new_run_takes_over_without_a_dropped_request(deploy, controlled_run, adapter_run):
-    url = deploy("rolling", run_dir=controlled_run.run_dir)
+    url = deploy("rolling", run_dir=controlled_run.run_dir, max_loaded_models=1)  # every request loads every model
     old, expected_old = known_answers(url)
     new, expected_new = known_answers(deploy("rolled", run_dir=adapter_run.run_dir))
     answers = asyncio.run(storm(url, lambda: deploy("rolling", run_dir=adapter_run.run_dir), seconds=1))

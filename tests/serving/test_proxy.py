@@ -19,7 +19,7 @@ async def nobody(scope: Scope, receive: Receive, send: Send) -> None:
     """A replica that died under its request."""
 
 
-def asked(app: ASGIApp, headers: Sequence[tuple[bytes, bytes]] = ()) -> Response:
+def asked(app: ASGIApp, headers: Sequence[tuple[bytes, bytes]] = (), *, method: str = "POST") -> Response:
     """One request's answer; it has to be a single one."""
     messages: list[Message] = []
 
@@ -29,7 +29,7 @@ def asked(app: ASGIApp, headers: Sequence[tuple[bytes, bytes]] = ()) -> Response
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    asyncio.run(app({"type": "http", "headers": list(headers)}, receive, send))
+    asyncio.run(app({"type": "http", "method": method, "headers": list(headers)}, receive, send))
     start, *rest = messages
     assert start["type"] == "http.response.start"
     assert {message["type"] for message in rest} == {"http.response.body"}
@@ -76,16 +76,16 @@ def test_what_a_replica_answered_itself_passes_untouched(answer):
 class Router:
     """What lies behind the middleware: notes the headers that come through to it."""
 
-    def __init__(self) -> None:
-        self.refuse = Refuse(self)
+    def __init__(self, status: int = 200) -> None:
+        self.refuse, self.status = Refuse(self), status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers = scope["headers"]
-        await PlainTextResponse("scored")(scope, receive, send)
+        await PlainTextResponse("scored", self.status)(scope, receive, send)
 
-    def sees(self, *headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    def sees(self, *headers: tuple[bytes, bytes], method: str = "POST") -> list[tuple[bytes, bytes]]:
         """Of a request, which is answered in any case."""
-        assert asked(self.refuse, headers).body == b"scored"
+        assert asked(self.refuse, headers, method=method).body == b"scored"
         return self.headers
 
     def knows(self, name: bytes, *, header: bytes = HEADER) -> bool:
@@ -101,15 +101,49 @@ def test_a_routing_name_that_is_too_long_or_no_plain_text_is_dropped_alone(spell
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_routing_name_of_plain_text_is_passed_on(spelling):
+def test_a_routing_name_is_passed_on_once_a_question_that_named_it_was_answered(spelling):
     for name in (b"United Kingdom", b"x" * 200):
-        assert Router().knows(name, header=spelling)
+        router = Router()
+        assert [router.knows(name, header=spelling) for _ in range(3)] == [False, True, True]
+
+
+def test_whoever_got_no_answer_makes_no_name_known():
+    """Without a token there is 401, or what is public."""
+    for router, method in ((Router(401), "POST"), (Router(404), "POST"), (Router(), "GET")):
+        for _ in range(2):
+            assert router.sees((HEADER, b"Chile"), (b"host", b"x"), method=method) == [(b"host", b"x")]
+
+
+@pytest.mark.parametrize(
+    "name", [b"X-Request-Timeout-Seconds", b"x-request-timeout-seconds", b"x-request-disconnect-disabled"]
+)
+@pytest.mark.parametrize("value", [b"\xff", b"0.001", b"?1"])
+def test_callers_do_not_set_the_proxys_own_limits(name, value):
+    assert Router().sees((name, value), (b"host", b"x")) == [(b"host", b"x")]
+
+
+def test_web_sockets_are_refused_before_anybody_sees_them():
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("was passed on")
+
+    asyncio.run(Refuse(app)({"type": "websocket", "headers": [(HEADER, b"\xff")]}, receive, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
 def test_beyond_the_limit_known_names_are_passed_on_and_new_ones_are_not(monkeypatch):
     monkeypatch.setattr(proxy, "_MAX_NAMES", 2)
     router = Router()
-    assert not any(router.knows(name) for name in (b"\xff", b"\xfe", b"x" * 201))  # dropped ones do not count
+    assert not any(router.knows(name) for name in (b"\xff", b"\xfe", b"x" * 201) * 2)  # dropped ones do not count
+    for name in (b"Chile", b"Kenya"):
+        assert not router.knows(name)
     assert router.knows(b"Chile") and router.knows(b"Chile", header=SPELLINGS[2]) and router.knows(b"Kenya")
-    assert not any(router.knows(b"Peru", header=spelling) for spelling in SPELLINGS)
+    assert not any(router.knows(b"Peru", header=spelling) for spelling in SPELLINGS * 2)
     assert router.knows(b"Chile") and router.knows(b"Kenya", header=SPELLINGS[1])

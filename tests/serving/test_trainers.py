@@ -187,3 +187,13 @@ def test_the_sigmoid_of_any_finite_reward():
     assert sigmoid(-1e6) == 0.0
     assert sigmoid(1e6) == 1.0
     assert sigmoid(-700) == pytest.approx(math.exp(-700))
+
+
+def test_control_characters_of_a_prompt_are_taken_off_and_end_no_training():
+    asked = "Te\x07a?"
+    (exchange,) = OpenRlhfRequest(query=[asked + " Yes."], prompts=[asked]).exchanges
+    assert exchange.context == [{"role": "user", "content": "Tea?"}] and exchange.response == " Yes."
+    for prompt in (asked, [{"role": "user", "content": asked}]):
+        assert SlimeRequest(prompt=prompt, response="Yes.").exchange.context == [{"role": "user", "content": "Tea?"}]
+    with pytest.raises(ValidationError, match="is blank"):
+        SlimeRequest(prompt="\x07 ", response="Yes.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -14,10 +15,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
-from scpo_ray import models
+from scpo_ray import model_files, models
 from scpo_ray.artifacts import Recipe, RunDirectory
 from scpo_ray.config import FormatConfig, ModelConfig
 from scpo_ray.config.serving import ServeConfig
+from scpo_ray.errors import ArtifactError, ModelError
 from scpo_ray.formatting import Formatter
 from scpo_ray.scoring import RewardScorer
 from scpo_ray.serving.batching import Batcher
@@ -60,13 +62,24 @@ def bert() -> models.RewardModel:
     return models.make(ModelConfig(architecture="bert"), texts=[TEXT], max_tokens=32, seed=5)
 
 
-def finished_run(address: Path, base: models.RewardModel) -> RunDirectory:
-    """What jobs leave of a run with LoRA, as far as a service reads it: whole models with their adapters beside them."""
+def finished_run(
+    address: Path, base: models.RewardModel, *, taken_from: Path | None = None, settings: dict | None = None
+) -> RunDirectory:
+    """What jobs leave of a run with LoRA, as far as a service reads it: whole models with their adapters beside them.
+
+    Args:
+        taken_from: where the global model lies, which is not part of the run then.
+        settings: of the adapters, beside their own.
+    """
     run = RunDirectory(str(address))
     with Recipe("prepared", "prepare", {}, {}, seed=0).making(run) as draft:
         draft.statistics["majority"] = ["Atlas"]
     with Recipe("global_model", "train_global", {}, {}, seed=0).making(run) as draft:
-        models.save(base.model, base.tokenizer, draft.folder)
+        if taken_from is None:
+            models.save(base.model, base.tokenizer, draft.folder)
+        else:
+            draft.content_hash = model_files.content_hash(taken_from)
+            draft.write_json("reference.json", {"address": str(taken_from), "content_hash": draft.content_hash})
     ruler = run.require("global_model", job="train_global").content_hash
     trained = {}
     for number, community in enumerate(COMMUNITIES):
@@ -75,6 +88,8 @@ def finished_run(address: Path, base: models.RewardModel) -> RunDirectory:
         with Recipe(name, "train", identity, {"global_model": ruler}, seed=0).making(run) as draft:
             adapted = trained_adapters(base, seed=number)
             adapted.save_pretrained(str(draft.folder / models.ADAPTER), save_embedding_layers=False)
+            path = draft.folder / models.ADAPTER / models.ADAPTER_CONFIG
+            path.write_text(json.dumps(json.loads(path.read_text()) | (settings or {})))
             models.save(adapted.merge_and_unload(), base.tokenizer, draft.folder)
         trained[f"filter_weight/{community}"] = run.require(name, job="train").content_hash
     with Recipe("evaluation", "evaluate", {}, trained, seed=0).making(run) as draft:
@@ -113,6 +128,37 @@ def test_adapters_share_a_base_unless_it_is_a_deberta(deberta_run, bert_run):
         found = read_catalog(config_of(run)).models
         assert {name: found[name].shares_base for name in COMMUNITIES} == dict.fromkeys(COMMUNITIES, shares_base)
         assert {found[name].kind for name in COMMUNITIES} == {"adapter" if shares_base else "full"}
+
+
+@pytest.mark.parametrize("change", [{"rank_pattern": {"query": 4}}, {"fan_in_fan_out": True}, {"peft_type": "IA3"}])
+def test_adapters_that_cannot_share_a_base_are_served_as_the_whole_models_beside_them(tmp_path, change):
+    found = read_catalog(config_of(finished_run(tmp_path / "run", bert(), settings=change))).models
+    assert [found[name].kind for name in COMMUNITIES] == ["full", "full"]
+    assert [Path(found[name].folder).name for name in COMMUNITIES] == ["0", "1"]
+
+
+def test_a_base_that_is_another_one_by_now_is_refused(tmp_path):
+    """The run names it and keeps no copy; its adapters, scales and temperatures are of what it was."""
+    base, elsewhere = bert(), tmp_path / "elsewhere"
+    models.save(base.model, base.tokenizer, elsewhere)
+    run = finished_run(tmp_path / "run", base, taken_from=elsewhere)
+    assert read_catalog(config_of(run)).models["Brevia"].folder == str(elsewhere)
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight.add_(1)
+    models.save(base.model, base.tokenizer, elsewhere)
+    with pytest.raises(ArtifactError, match=r"elsewhere: not the model any more that .*run was made with"):
+        read_catalog(config_of(run))
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path):
+    """transformers would put it on the model."""
+    made = bert()
+    models.save(made.model, made.tokenizer, tmp_path / "model")
+    config = ServeConfig(models={"Chile": str(tmp_path / "model")}, authentication="off", format=FORMAT)
+    assert "Chile" in read_catalog(config).models
+    (tmp_path / "model" / models.ADAPTER_CONFIG).write_text("{}")
+    with pytest.raises(ModelError, match=r"model: adapter_config\.json beside the weights; merge the adapter"):
+        read_catalog(config)
 
 
 @pytest.fixture
