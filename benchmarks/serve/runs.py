@@ -1,4 +1,4 @@
-"""Finished runs to serve: a MiniLM with a random head, communities that are random adapters on it or copies of it.
+"""Finished runs to serve: a MiniLM with a random head; communities are random adapters on it, or other weights near its own.
 
 What a service reads of a run is written here without training: speed does not depend on what weights mean.
 """
@@ -46,9 +46,11 @@ def write_run(folder: Path, number: int, *, adapters: bool) -> None:
             0,
         )
         with recipe.making(run) as draft:
-            _link(Path(run.path("global_model")), draft.folder)
             if adapters:
+                _link(Path(run.path("global_model")), draft.folder)
                 _write_adapter(draft.folder / models.ADAPTER, seed=index)
+            else:
+                _write_whole(made, draft.folder, seed=index)
             draft.content_hash = hashes[f"filter_weight/{name}"] = f"{index:064x}"
     rows = [
         {"arm": "filter_weight", "community": name, "mean": 0.0, "standard_deviation": 1.0, "temperature": 1.0}
@@ -69,6 +71,17 @@ def _link(source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.name != "manifest.json":
             os.link(path, target / path.name)
+
+
+def _write_whole(made: models.RewardModel, folder: Path, *, seed: int) -> None:
+    """A file of its own, as trained models have: one that all share would be in memory once."""
+    weights = made.model.state_dict()
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        changed = {
+            name: tensor + 0.001 * torch.randn(tensor.shape, generator=noise) for name, tensor in weights.items()
+        }
+    models.save(made.model, made.tokenizer, folder, state=changed)
 
 
 def _write_adapter(folder: Path, *, seed: int) -> None:
