@@ -22,6 +22,7 @@ from scpo_ray.serving.schemas import (
     Question,
     ScoreRequest,
     ScoreResponse,
+    clearest,
 )
 
 TOKEN_VARIABLE = "SCPO_SERVE_TOKEN"
@@ -255,10 +256,7 @@ def _request(model: type[RequestT], arguments: Mapping[str, object]) -> RequestT
     try:
         return model.model_validate({**arguments, "communities": communities})
     except ValidationError as error:
-        faults = error.errors(include_url=False)
-        fault = next(
-            (fault for fault in faults if fault["type"] == "value_error"), faults[0]
-        )  # not "no list", of a bad vector
+        fault = clearest(error.errors(include_url=False))
         place = ".".join(str(part) for part in fault["loc"] if isinstance(part, int) or part.isidentifier())
         raise ServiceError(f"{place or model.__name__}: {fault['msg'].removeprefix('Value error, ')}") from None
 

@@ -5,9 +5,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -32,6 +32,7 @@ from scpo_ray.serving.schemas import (
     ScoreRequest,
     ScoreResponse,
     Wire,
+    clearest,
 )
 from scpo_ray.serving.service import Service, UnknownCommunityError, on_scale, require_scales
 from scpo_ray.serving.tokens import Tokens
@@ -100,14 +101,17 @@ def make_api(config: ServeConfig, service: Service, *, tokens: Tokens | None, re
         description="What would people of different communities think of this answer?",
         responses=_REFUSALS,
         redoc_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False)), Depends(_headers)],  # for the docs: the gate has looked
+        dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the docs alone: the gate has looked already
     )
     _add_questions(api, config, service)
     _add_trainers(api, config, service)
     _add_operations(api, metrics)
     _add_page(api)
     _add_errors(api)
-    api.add_middleware(Gate, config=config, tokens=tokens, metrics=metrics)
+    _describe_deadline(api)
+    api.add_middleware(
+        Gate, config=config, tokens=tokens, metrics=metrics, retry_after_s=lambda: service.rewards.retry_after_s
+    )
     if config.cors_origins:  # around the gate: a browser asks whether it may ask before it shows its token
         api.add_middleware(
             CORSMiddleware,
@@ -119,12 +123,26 @@ def make_api(config: ServeConfig, service: Service, *, tokens: Tokens | None, re
     return api
 
 
-def _headers(
-    x_deadline_s: Annotated[
-        float | None, Header(gt=0, description="Seconds; a request that is not answered by then gets 503.")
-    ] = None,
-) -> None:
-    """Read by the gate."""
+def _describe_deadline(api: FastAPI) -> None:
+    """The gate reads the header. As a parameter of the endpoints FastAPI would look through every request's headers for it."""
+    parameter = {
+        "name": "X-Deadline-S",
+        "in": "header",
+        "required": False,
+        "schema": {"type": "number", "exclusiveMinimum": 0},
+        "description": "Seconds; a request that is not answered by then gets 503.",
+    }
+    generated = api.openapi
+
+    def described() -> dict[str, Any]:
+        schema = generated()
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                if parameter not in operation.setdefault("parameters", []):
+                    operation["parameters"].append(parameter)
+        return schema
+
+    api.openapi = described  # type: ignore[method-assign]
 
 
 def written(answer: Wire) -> Response:
@@ -206,6 +224,12 @@ def _add_operations(api: FastAPI, metrics: Metrics) -> None:
         """The replica lives."""
         return {"status": "alive"}
 
+    async def head(_: Request) -> Response:
+        return Response()
+
+    for path in ("/", "/healthz", "/readyz"):  # as load balancers ask
+        api.add_route(path, head, methods=["HEAD"], include_in_schema=False)
+
     @api.get("/readyz", tags=["operations"])
     async def readyz() -> dict[str, str]:
         """The replica has read its models: Ray Serve sends it nothing before."""
@@ -260,8 +284,10 @@ def _add_errors(api: FastAPI) -> None:
 
 
 def first_error(error: RequestValidationError) -> str:
-    """Where and what, in one line; of a union's branches the one that understood most."""
-    found = max(error.errors(), key=lambda one: (one["type"] == "value_error", len(one["loc"])))
+    """Where and what, in one line."""
+    found = clearest(error.errors())
+    if found["type"] == "model_attributes_type":  # FastAPI reads a body as JSON where it is said to be
+        return "body: not a JSON object; send one, with 'Content-Type: application/json'"
     place = ".".join(str(part) for part in found["loc"] if part != "body" and "[" not in str(part)) or "body"
     line = f"{place}: {found['msg'].removeprefix('Value error, ')}"
     return line.encode("ascii", "backslashreplace").decode()[:300]

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from scpo_ray.serving.adapters import AdapterScorer
 from scpo_ray.serving.catalog import ServedModel
 from scpo_ray.serving.loading import LoadedModels
 
-_BUDGETS_LOOKED_AT = 8
+_BUDGETS_LOOKED_AT = _BUDGETS_OF_A_TURN = 8
 _DEEP = 4
 """Batches per pass."""
 
@@ -100,11 +101,10 @@ class Batcher:
         """Sequences that wait."""
         return sum(not item.answer.done() for items in self._queue.values() for item in items)
 
-    @property
-    def retry_after_s(self) -> int:
-        """Whole seconds after which most of what waits will have been computed, 1 to 60."""
+    def retry_after_s(self, number: int) -> int:
+        """Whole seconds after which most of so many waiting sequences will have been computed, 1 to 60."""
         rate = self.num_passes * self.cost.num_responses / self.busy_s if self.busy_s else 1.0
-        return int(min(60, max(1, round(self.num_queued / max(rate, 1e-3)))))
+        return int(min(60, max(1, round(number / max(rate, 1e-3)))))
 
     def submit(self, wanted: "Sequence[tuple[ServedModel, TokenSequence]]") -> "list[asyncio.Future[float]]":
         """Queue (model, sequence)s; their rewards, in order. Cancelled futures are not computed.
@@ -139,9 +139,9 @@ class Batcher:
             )
         waiting = self.num_queued + num_coming
         if waiting + number > self.max_queued:
+            seconds = self.retry_after_s(waiting)
             raise BusyError(
-                f"busy: {waiting} responses wait and {self.max_queued} may; try again in {self.retry_after_s} s",
-                self.retry_after_s,
+                f"busy: {waiting} responses wait and {self.max_queued} may; try again in {seconds} s", seconds
             )
 
     async def _run(self) -> None:
@@ -199,15 +199,22 @@ class Batcher:
                 self._turns.pop(key, None)
                 continue
             choose = _same_community_first if self.models.packs(alive[0].model) else _similar_length_first
+            self._turns.setdefault(key, self._turn(alive))
             batch = choose(alive, self._budget())
             chosen = set(map(id, batch))
             self._put_back(key, [item for item in alive if id(item) not in chosen], num_taken=len(batch))
             return batch
         return []
 
+    def _turn(self, waiting: Sequence[Item]) -> int:
+        """How many sequences a model's turn lasts for: what waited when it began, so that it is not loaded anew for every batch,
+        and eight budgets of tokens at most, so that requests over many models do not all end together, and late."""
+        sizes = accumulate(item.length for item in waiting)
+        return max(1, sum(size <= _BUDGETS_OF_A_TURN * self.tokens_per_batch for size in sizes))
+
     def _put_back(self, key: str, rest: list[Item], *, num_taken: int) -> None:
-        """Models take turns; a turn lasts for what waited when it began, so that a model is not loaded anew for every batch."""
-        left = self._turns.pop(key, num_taken + len(rest)) - num_taken
+        """Models take turns: one whose turn is over goes behind the others with what is left."""
+        left = self._turns.pop(key) - num_taken
         if not rest or left <= 0:
             del self._queue[key]
         if rest:

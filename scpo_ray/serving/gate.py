@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -38,6 +39,7 @@ class Gate:
 
     Args:
         tokens: None where authentication is off.
+        retry_after_s: when whoever was not answered in time may be, seconds.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Gate:
         config: ServeConfig,
         tokens: Tokens | None,
         metrics: Metrics,
+        retry_after_s: Callable[[], int] = lambda: 1,
     ) -> None:
+        self._retry_after_s = retry_after_s
         self._app, self._config, self._tokens, self._metrics = app, config, tokens, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,7 +112,9 @@ class Gate:
             if started:
                 raise
             raise Refusal(
-                503, f"not answered within {deadline_s:g} s; try again, or ask for less at a time", {"Retry-After": "1"}
+                503,
+                f"not answered within {deadline_s:g} s; try again, or ask for less at a time",
+                {"Retry-After": str(self._retry_after_s())},
             ) from None
 
     def _check_token(self, scope: Scope, headers: Headers) -> None:

@@ -11,17 +11,25 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 TIMEOUT_VARIABLE = "SCPO_SERVE_HEAD_TIMEOUT_S"
 _DEFAULT_TIMEOUT_S = 10.0
-_MAX_HEAD_BYTES = 65_536
+_MAX_HEAD_BYTES, _MAX_FIELDS = 65_536, 100
+
+
+class _TooLargeError(Exception):
+    """Stops the parser."""
 
 
 class BoundedHeads(HttpToolsProtocol):
     """Closes connections whose next head has not come within `SCPO_SERVE_HEAD_TIMEOUT_S` seconds of its first byte (408),
-    or of the connection, and those whose head is longer than 64 KiB (431). Trailers are dropped. A request that was answered
-    before all of it had come has as long to end."""
+    or of the connection, and those whose head is longer than 64 KiB or has more than 100 fields (431), since frameworks look
+    through all of them once for each. Trailers are dropped. A request that was answered before all of it had come has as long
+    to end."""
 
     _timer: asyncio.TimerHandle | None = None
     _head_bytes: int | None = None
     """Of the head that is being read, after the piece in which it began; None while there is none."""
+    _num_fields: int = 0
+    _parsed_bytes: int = 0
+    """Of the head that is being read: address, names and values."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head."""
@@ -36,19 +44,42 @@ class BoundedHeads(HttpToolsProtocol):
             return
         self._head_bytes = known + len(data)
         if self._head_bytes > _MAX_HEAD_BYTES:
-            self._refuse(b"431 Request Header Fields Too Large", f"head: longer than {_MAX_HEAD_BYTES} bytes")
+            self._refuse_size()
 
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self._head_bytes = 0
+        self._head_bytes = self._num_fields = self._parsed_bytes = 0
         if self._timer is None:
             self._wait_for_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head; a trailer, which comes after it, is nobody's business."""
         if self._head_bytes is not None:
+            self._num_fields += 1
+            self._count(name, value)
             super().on_header(name, value)
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the address."""
+        self._count(url)
+        super().on_url(url)
+
+    def _count(self, *parts: bytes) -> None:
+        self._parsed_bytes += sum(map(len, parts))
+        if self._is_too_large:
+            raise _TooLargeError
+
+    @property
+    def _is_too_large(self) -> bool:
+        return self._num_fields > _MAX_FIELDS or self._parsed_bytes > _MAX_HEAD_BYTES
+
+    def send_400_response(self, msg: str) -> None:
+        """What came cannot be parsed, or was not any further."""
+        if self._is_too_large:
+            self._refuse_size()
+        else:
+            super().send_400_response(msg)
 
     def on_response_complete(self) -> None:
         """What still comes of an answered request is read for a while, so that its sender sees the answer."""
@@ -87,6 +118,10 @@ class BoundedHeads(HttpToolsProtocol):
             self._refuse(b"408 Request Timeout", f"head: not complete within {timeout_s():g} s")
         else:
             self.transport.close()  # nothing was asked
+
+    def _refuse_size(self) -> None:
+        error = f"head: longer than {_MAX_HEAD_BYTES} bytes, or more than {_MAX_FIELDS} fields"
+        self._refuse(b"431 Request Header Fields Too Large", error)
 
     def _refuse(self, status: bytes, error: str) -> None:
         """One line, unless an earlier request of this connection is being answered."""

@@ -75,18 +75,20 @@
     element("run").textContent = `Run ${run}`;
     listCommunities();
     describeModels();
-    const isComplete = Object.values(texts).every((field) => field.value.trim()) && question().communities.length;
+    const isComplete = Object.values(texts).every((field) => field.value.trim()) && chosen().length;
     if (isComplete) await compare();
   }
 
   async function compare() {
     const asked = question();
-    if (!asked.communities.length) throw new Refusal("No community is chosen. Choose at least one.");
+    if (!chosen().length) throw new Refusal("No community is chosen. Choose at least one.");
     show(asked, await call("v1/compare", asked));
   }
 
+  const chosen = () => served.map(({ name }) => name).filter((name) => wanted?.has(name) ?? true);
+
   function question() {
-    const communities = wanted ? served.map(({ name }) => name).filter((name) => wanted.has(name)) : "all";
+    const communities = wanted ? chosen() : "all";
     return { prompt: texts.prompt.value, response_a: texts.a.value, response_b: texts.b.value, communities };
   }
 
@@ -155,7 +157,7 @@
   }
 
   function countChosen() {
-    element("num-chosen").textContent = `${question().communities.length} of ${served.length} chosen`;
+    element("num-chosen").textContent = `${chosen().length} of ${served.length} chosen`;
   }
 
   function narrow(input, list) {

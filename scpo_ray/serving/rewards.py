@@ -65,6 +65,11 @@ class Rewards:
         self._num_tokenizing = 0
         """Responses times models that are on their way to the batcher."""
 
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds after which most of what waits will have been computed."""
+        return self.batcher.retry_after_s(self.batcher.num_queued + self._num_tokenizing)
+
     async def of(self, models: Sequence[ServedModel], texts: Sequence[Text]) -> list[list[Reward]]:
         """Every model's rewards of all texts.
 

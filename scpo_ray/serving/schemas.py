@@ -2,12 +2,14 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _MAX_FIELDS = 64
+FaultT = TypeVar("FaultT", bound=Mapping[str, Any])
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -30,6 +32,17 @@ def readable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(readable)]
+
+
+def clearest(faults: Sequence[FaultT]) -> FaultT:
+    """Of pydantic's errors the one to tell: of a union's branches that which understood most, and found a value and not a type
+    wrong."""
+
+    def understood(fault: FaultT) -> tuple[bool, bool, int]:
+        kind = str(fault["type"])
+        return kind == "value_error", not kind.endswith(("_type", "literal_error")), len(fault["loc"])
+
+    return max(faults, key=understood)
 
 
 class Wire(BaseModel):

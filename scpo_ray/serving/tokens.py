@@ -63,7 +63,7 @@ class Tokens:
 
     def _read(self) -> list[bytes]:
         try:
-            lines = self._file.read_text(encoding="utf-8").splitlines()
+            lines = self._file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"tokens_file {self._file}: cannot be read ({error}); give a text file") from None
         tokens = [token for line in lines if (token := line.partition("#")[0].strip())]

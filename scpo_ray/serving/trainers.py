@@ -16,6 +16,7 @@ as part of the user's message. Leave templates to the policy's side where the tr
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -42,6 +43,10 @@ END_MARKS = (
     "<｜end▁of▁sentence｜>",
 )
 """How widespread tokenizers (Llama, Qwen, Gemma, Mistral, Phi, DeepSeek, gpt-oss; this package's own) write the end of a turn."""
+
+
+_ENDING = re.compile(rf"(?:\s*+(?:{'|'.join(re.escape(mark[::-1]) for mark in END_MARKS)}))++")
+"""Of a text from its end: end marks, and the space after each. Possessive, so that it takes time by the text's length."""
 
 
 def whole(text: str) -> str:
@@ -84,9 +89,8 @@ PromptText = Annotated[PolicyText, AfterValidator(not_blank)]
 def plain_response(text: str) -> str:
     """A policy's text as a reward model reads it: without control characters, and without end marks after its last word."""
     text = without_control(text)
-    while (shorter := text.rstrip()).endswith(END_MARKS):
-        text = shorter.removesuffix(next(mark for mark in END_MARKS if shorter.endswith(mark)))
-    return text
+    ending = _ENDING.match(text[::-1])
+    return text if ending is None else text[: len(text) - ending.end()]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ def refusal(answer: httpx.Response, status: int) -> str:
         ({"communities": {str(number): 0 for number in range(1100)}}, 422, "communities: 1100 weights; give at most"),
         ({"communities": {"Brevia": 1.5, "Atlas": -0.5}}, 422, "communities: the weight of 'Atlas' is -0.5"),
         ({"communities": {"Brevia": float("nan")}}, 422, "communities.Brevia: Input should be a finite number"),
-        ({"communities": []}, 422, "communities: "),
+        ({"communities": []}, 422, "communities: List should have at least 1 item"),
+        ({"communities": {}}, 422, "communities: Dictionary should have at least 1 item"),
+        ({"communities": ["x"] * 1100}, 422, "communities: List should have at most 1024 items"),
         ({"response": None, "responses": ["x"] * 21}, 422, "responses: 21, at most 20; send several requests"),
         ({"response": None, "responses": []}, 422, "responses: List should have at least 1 item"),
         ({"responses": ["x"]}, 422, "give either response or responses, one of the two"),
@@ -89,6 +91,19 @@ def test_bodies_that_are_no_request(strict_url, ask, body, status):
     answer = ask.post(f"{strict_url}/v1/score", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in (status, 400)
     assert set(answer.json()) == {"error"}
+
+
+def test_a_body_that_is_not_said_to_be_json(strict_url, ask):
+    answer = ask.post(
+        f"{strict_url}/v1/score", content=b'{"prompt": "a", "response": "b"}', headers={"Content-Type": "text/plain"}
+    )
+    assert "body: not a JSON object; send one, with 'Content-Type: application/json'" in refusal(answer, 422)
+
+
+def test_load_balancers_may_ask_for_heads_alone(strict_url):
+    for path in ("/", "/healthz", "/readyz"):
+        answer = httpx.head(f"{strict_url}{path}")
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_a_hundred_megabytes_are_refused_before_they_are_read(strict_url, ask):
@@ -267,6 +282,33 @@ def test_a_head_without_end_is_cut_off(strict_url):
                 break
         assert b" 431 " in one.recv(4096).splitlines()[0]
         assert 32 <= number < 60
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\n" + b"a: b\r\n" * 101,
+        b"GET / HTTP/1.1\r\nX: %s\r\n" % (b"a" * 66_000),
+        b"GET /%s" % (b"a" * 66_000),
+    ],
+)
+def test_a_head_that_comes_at_once_is_counted_too(strict_url, head):
+    """Fields by their number: frameworks look through all of them once for each."""
+    parts = urlsplit(strict_url)
+    with socket.create_connection((parts.hostname, parts.port or 80), timeout=10) as one:
+        one.sendall(head + b"\r\n")
+        answer = one.recv(4096)
+    assert b" 431 " in answer.splitlines()[0]
+    assert b'{"error":"head: longer than 65536 bytes, or more than 100 fields"}' in answer
+
+
+def test_a_hundred_fields_and_another_request_on_the_same_connection(strict_url):
+    parts = urlsplit(strict_url)
+    head = b"GET %s/healthz HTTP/1.1\r\nHost: x\r\n" % parts.path.encode() + b"a: b\r\n" * 99 + b"\r\n"
+    with socket.create_connection((parts.hostname, parts.port or 80), timeout=10) as one:
+        for _ in range(3):
+            one.sendall(head)
+            assert b" 200 " in one.recv(4096).splitlines()[0]
 
 
 def test_trailers_are_dropped(strict_url):

@@ -226,8 +226,9 @@ def test_where_much_waits_the_next_batch_needs_no_event_loop(tiny_reward_model, 
     assert rewards == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_model_has_its_turn_for_all_that_waited_when_it_began(tiny_reward_model):
-    """One place in memory, two models, batches of two texts: each is loaded once for what waits, and nobody starves."""
+async def turns(folder, texts: str, budget: int, late: int) -> tuple[list[tuple[str, int]], int]:
+    """Two models, one place in memory, so many texts of one length for each, batches of two; then more for the first once its
+    first batch is there. Batches as they were computed, and loads."""
     order = []
 
     def load(model, dropped):
@@ -242,20 +243,30 @@ def test_a_model_has_its_turn_for_all_that_waited_when_it_began(tiny_reward_mode
 
         return Noting()
 
-    async def run():
-        wanted = served(tiny_reward_model, 2)
-        loaded = LoadedModels(1, load)
-        formatter = Formatter(load_tokenizer(tiny_reward_model), wanted[0].format)
-        sequences = formatter.format([CONTEXT] * 5, [f"text {word} ." for word in "abcde"])
-        batcher = Batcher(loaded, 2 * len(sequences[0].input_ids), 100)
-        first = batcher.submit([(model, sequence) for model in wanted for sequence in sequences])
-        await first[0]
-        late = batcher.submit([(wanted[0], sequence) for sequence in sequences[:3]])  # after the turn began
-        await asyncio.gather(*first, *late)
-        return loaded.num_loads
+    wanted = served(folder, 2)
+    loaded = LoadedModels(1, load)
+    formatter = Formatter(load_tokenizer(folder), wanted[0].format)
+    sequences = formatter.format([CONTEXT] * len(texts), [f"text {word} ." for word in texts])
+    batcher = Batcher(loaded, budget * len(sequences[0].input_ids), 100)
+    first = batcher.submit([(model, sequence) for model in wanted for sequence in sequences])
+    await first[0]
+    then = batcher.submit([(wanted[0], sequence) for sequence in sequences[:late]])
+    await asyncio.gather(*first, *then)
+    return order, loaded.num_loads
 
-    assert asyncio.run(run()) == 3
+
+def test_a_model_has_its_turn_for_all_that_waited_when_it_began(tiny_reward_model):
+    """Each is loaded once for what waits, and nobody starves."""
+    order, num_loads = asyncio.run(turns(tiny_reward_model, "abcde", 2, late=3))
+    assert num_loads == 3
     assert order == [("c0", 2), ("c0", 2), ("c0", 2), ("c1", 2), ("c1", 2), ("c1", 1), ("c0", 2)]
+
+
+def test_a_turn_ends_after_eight_batches_although_more_waits(tiny_reward_model):
+    """Ten texts each, one a batch: whoever asked both first need not wait for everybody."""
+    order, num_loads = asyncio.run(turns(tiny_reward_model, "abcdefghij", 1, late=0))
+    assert order == [("c0", 1)] * 8 + [("c1", 1)] * 8 + [("c0", 1)] * 2 + [("c1", 1)] * 2
+    assert num_loads == 4
 
 
 def waiting(*described: str) -> list[Item]:

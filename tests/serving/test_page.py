@@ -178,6 +178,7 @@ def test_only_chosen_communities_are_asked(page):
 
 def test_the_filter_narrows_the_list_and_its_buttons(page):
     every = page.locator("#community-list bdi").all_inner_texts()
+    assert page.locator("#num-chosen").inner_text() == f"{len(every)} of {len(every)} chosen"
     search = page.get_by_label("Filter communities")
     search.fill(every[-1].upper())
     shown = page.locator("#community-list label:visible bdi").all_inner_texts()

@@ -154,3 +154,9 @@ def test_the_deployments_yaml_is_one_that_ray_serve_and_the_service_take():
 
 def test_off_is_off_also_where_yaml_reads_it_as_false():
     assert settings_of(yaml.safe_load("{run_dir: r, authentication: off}")).authentication == "off"
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_token(tmp_path):
+    """As Windows' editors write it."""
+    (tmp_path / "tokens.txt").write_bytes(b"\xef\xbb\xbf" + b"t" * 20)
+    assert Tokens(str(tmp_path / "tokens.txt")).admit("Bearer " + "t" * 20)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 from pydantic import ValidationError
@@ -197,3 +198,12 @@ def test_control_characters_of_a_prompt_are_taken_off_and_end_no_training():
         assert SlimeRequest(prompt=prompt, response="Yes.").exchange.context == [{"role": "user", "content": "Tea?"}]
     with pytest.raises(ValidationError, match="is blank"):
         SlimeRequest(prompt="\x07 ", response="Yes.")
+
+
+def test_end_marks_take_time_by_the_length_of_the_text():
+    """Half a million of them, and as many that something follows."""
+    many = "</s> " * 500_000
+    start = time.perf_counter()
+    assert plain_response(f"Tea.{many}") == "Tea."
+    assert plain_response(f"Tea.{many}x") == f"Tea.{many}x"
+    assert time.perf_counter() - start < 2
