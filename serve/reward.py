@@ -1,6 +1,6 @@
 """Every community's reward model behind one endpoint.
 
-serve run serve.reward:app run_dir=runs/demo tokens_file=tokens.txt
+serve run --name rewards serve.reward:app run_dir=runs/demo tokens_file=tokens.txt
 """
 
 import os

@@ -218,9 +218,7 @@ def check_unchanged(model: ServedModel) -> None:
         present = stamp(model)
     except OSError as error:
         raise StaleModelError(
-            f"{model.folder}: {model.community}'s model cannot be read any more ({error.strerror})"
+            f"{model.community}'s model cannot be read any more ({error.strerror}); deploy again"
         ) from error
     if present != model.stamp:
-        raise StaleModelError(
-            f"{model.folder}: {model.community}'s model has changed since the service was deployed; deploy again"
-        )
+        raise StaleModelError(f"{model.community}'s model has changed since the service was deployed; deploy again")

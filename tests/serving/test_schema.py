@@ -28,7 +28,7 @@ def operations(adapters_url) -> dict:
 def test_every_path_is_described(operations):
     assert set(operations) == set(PATHS)
     for operation in operations.values():
-        assert [parameter.name for parameter in operation.headers] == ["X-Deadline-S"]
+        assert "X-Deadline-S" in {parameter.name for parameter in operation.headers}
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
