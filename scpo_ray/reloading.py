@@ -12,21 +12,21 @@ from transformers import PreTrainedModel
 from scpo_ray.errors import ModelError
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-_ABOUT = ("README.md", "manifest.json", "metrics.json")
-"""What is said of a model; nobody computes with it."""
+_READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+"""What configurations and tokenizers are made of."""
+_NOT_READ = ("manifest.json", "metrics.json", "model.safetensors.index.json")
 
 
 def kind_of(folder: Path) -> str:
-    """Equal for models that differ in nothing but their weights: a digest of all other files, any of which may be a tokenizer's.
+    """Equal for models that differ in nothing but their weights: a digest of the files that configurations and tokenizers are in.
 
     Raises:
         ModelError: one of them cannot be read.
     """
     digest = hashlib.sha256()
     try:
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and path.name not in _ABOUT:
+        for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
+            if path.suffix in _READ and path.name not in _NOT_READ:
                 content = path.read_bytes()
                 digest.update(f"{path.name} {len(content)} ".encode() + content)
     except OSError as error:

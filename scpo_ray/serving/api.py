@@ -286,7 +286,10 @@ def _add_errors(api: FastAPI) -> None:
 def first_error(error: RequestValidationError) -> str:
     """Where and what, in one line."""
     found = clearest(error.errors())
-    if found["type"] == "model_attributes_type":  # FastAPI reads a body as JSON where it is said to be
+    if (found["type"], found["loc"]) == (
+        "model_attributes_type",
+        ("body",),
+    ):  # FastAPI reads JSON where it is said to be
         return "body: not a JSON object; send one, with 'Content-Type: application/json'"
     place = ".".join(str(part) for part in found["loc"] if part != "body" and "[" not in str(part)) or "body"
     line = f"{place}: {found['msg'].removeprefix('Value error, ')}"

@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -91,7 +90,7 @@ class Batcher:
     """One per pass that runs, or is about to, and where much waits one more, whose batch is next."""
     _num_computing: int = 0
     _turns: dict[str, int] = field(default_factory=dict)
-    """Model -> sequences left in its turn."""
+    """Model -> tokens left of its turn."""
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.num_passes, thread_name_prefix="forward")
@@ -99,7 +98,15 @@ class Batcher:
     @property
     def num_queued(self) -> int:
         """Sequences that wait."""
-        return sum(not item.answer.done() for items in self._queue.values() for item in items)
+        return sum(map(len, self._queue.values()))
+
+    def _drop_cancelled(self) -> None:
+        """Whoever gave up takes no place."""
+        for key in list(self._queue):
+            self._queue[key] = [item for item in self._queue[key] if not item.answer.done()]
+            if not self._queue[key]:
+                del self._queue[key]
+                self._turns.pop(key, None)
 
     def retry_after_s(self, number: int) -> int:
         """Whole seconds after which most of so many waiting sequences will have been computed, 1 to 60."""
@@ -137,6 +144,7 @@ class Batcher:
             raise DataError(
                 f"responses x communities: {number}, at most {self.max_queued}; ask for fewer communities or responses at a time"
             )
+        self._drop_cancelled()
         waiting = self.num_queued + num_coming
         if waiting + number > self.max_queued:
             seconds = self.retry_after_s(waiting)
@@ -202,19 +210,18 @@ class Batcher:
             self._turns.setdefault(key, self._turn(alive))
             batch = choose(alive, self._budget())
             chosen = set(map(id, batch))
-            self._put_back(key, [item for item in alive if id(item) not in chosen], num_taken=len(batch))
+            self._put_back(key, [item for item in alive if id(item) not in chosen], taken=batch)
             return batch
         return []
 
     def _turn(self, waiting: Sequence[Item]) -> int:
-        """How many sequences a model's turn lasts for: what waited when it began, so that it is not loaded anew for every batch,
-        and eight budgets of tokens at most, so that requests over many models do not all end together, and late."""
-        sizes = accumulate(item.length for item in waiting)
-        return max(1, sum(size <= _BUDGETS_OF_A_TURN * self.tokens_per_batch for size in sizes))
+        """How many tokens a model's turn lasts for: what waited when it began, so that it is not loaded anew for every batch, and
+        eight budgets at most, so that requests over many models do not all end together, and late."""
+        return min(sum(item.length for item in waiting), _BUDGETS_OF_A_TURN * self.tokens_per_batch)
 
-    def _put_back(self, key: str, rest: list[Item], *, num_taken: int) -> None:
+    def _put_back(self, key: str, rest: list[Item], *, taken: Sequence[Item]) -> None:
         """Models take turns: one whose turn is over goes behind the others with what is left."""
-        left = self._turns.pop(key) - num_taken
+        left = self._turns.pop(key) - sum(item.length for item in taken)
         if not rest or left <= 0:
             del self._queue[key]
         if rest:

@@ -135,6 +135,7 @@ def _of_run(run: RunDirectory) -> dict[str, ServedModel]:
             "--rebuild true"
         )
     scales = {row["community"]: _scale(row) for row in run.read_table("evaluation/scales.parquet").to_pylist()}
+    base = str(_global_folder(run, ruler))
     found: dict[str, ServedModel] = {}
     format_config = FormatConfig()
     for name in run.names("reward_models"):
@@ -147,26 +148,25 @@ def _of_run(run: RunDirectory) -> dict[str, ServedModel]:
                 f"{run.path('evaluation')}: not of {community}'s present model; run jobs/evaluate.py again"
             )
         format_config = _format(manifest)
-        found[community] = _trained(run, manifest, ruler, scales.get(community))
+        found[community] = _trained(run, manifest, ruler, base, scales.get(community))
     if not found:
         raise ArtifactError(f"{run.path('reward_models')}: no trained model; run jobs/pipeline.py first")
-    folder = str(_global_folder(run, ruler))
     for community in majority:
         if community not in found:
             found[community] = ServedModel(
                 community,
                 "global",
-                folder,
+                base,
                 ruler.content_hash,
                 format_config,
                 scale=scales.get(community),
-                shares_base=any(model.folder == folder for model in found.values()),
-                facts=read_card(Path(folder)),
+                shares_base=any(model.folder == base for model in found.values()),
+                facts=read_card(Path(base)),
             )
     return found
 
 
-def _trained(run: RunDirectory, manifest: Manifest, ruler: Manifest, scale: Scale | None) -> ServedModel:
+def _trained(run: RunDirectory, manifest: Manifest, ruler: Manifest, base: str, scale: Scale | None) -> ServedModel:
     folder = run.fetch(manifest.name)
     community, adapter = str(manifest.identity["community"]), folder / models.ADAPTER
     is_adapter = _can_share(folder, adapter)
@@ -177,7 +177,7 @@ def _trained(run: RunDirectory, manifest: Manifest, ruler: Manifest, scale: Scal
     return ServedModel(
         community,
         "adapter" if is_adapter else "full",
-        str(_global_folder(run, ruler)) if is_adapter else str(folder),
+        base if is_adapter else str(folder),
         manifest.content_hash,
         _format(manifest),
         adapter=str(adapter) if is_adapter else None,
@@ -193,8 +193,11 @@ def _can_share(folder: Path, adapter: Path) -> bool:
     path = adapter / models.ADAPTER_CONFIG
     if not path.is_file():
         return False
-    architecture = str(json.loads((folder / "config.json").read_text()).get("model_type"))
-    return not architecture.startswith("deberta") and is_plain(json.loads(path.read_text()))
+    try:
+        architecture = str(json.loads((folder / "config.json").read_text()).get("model_type"))
+        return not architecture.startswith("deberta") and is_plain(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{path}, or config.json above it: damaged ({error}); run jobs/train.py again") from error
 
 
 def _from_elsewhere(community: str, address: str, format_config: FormatConfig) -> ServedModel:

@@ -44,6 +44,7 @@ def refusal(answer: httpx.Response, status: int) -> str:
         ({"communities": {str(number): 0 for number in range(1100)}}, 422, "communities: 1100 weights; give at most"),
         ({"communities": {"Brevia": 1.5, "Atlas": -0.5}}, 422, "communities: the weight of 'Atlas' is -0.5"),
         ({"communities": {"Brevia": float("nan")}}, 422, "communities.Brevia: Input should be a finite number"),
+        ({"prompt": None, "messages": ["hi"]}, 422, "messages.0: Input should be a valid dictionary"),
         ({"communities": []}, 422, "communities: List should have at least 1 item"),
         ({"communities": {}}, 422, "communities: Dictionary should have at least 1 item"),
         ({"communities": ["x"] * 1100}, 422, "communities: List should have at most 1024 items"),

@@ -63,13 +63,13 @@ def bert() -> models.RewardModel:
 
 
 def finished_run(
-    address: Path, base: models.RewardModel, *, taken_from: Path | None = None, settings: dict | None = None
+    address: Path, base: models.RewardModel, *, taken_from: Path | None = None, settings: dict | str | None = None
 ) -> RunDirectory:
     """What jobs leave of a run with LoRA, as far as a service reads it: whole models with their adapters beside them.
 
     Args:
         taken_from: where the global model lies, which is not part of the run then.
-        settings: of the adapters, beside their own.
+        settings: of the adapters, beside their own; a text in their place.
     """
     run = RunDirectory(str(address))
     with Recipe("prepared", "prepare", {}, {}, seed=0).making(run) as draft:
@@ -89,7 +89,9 @@ def finished_run(
             adapted = trained_adapters(base, seed=number)
             adapted.save_pretrained(str(draft.folder / models.ADAPTER), save_embedding_layers=False)
             path = draft.folder / models.ADAPTER / models.ADAPTER_CONFIG
-            path.write_text(json.dumps(json.loads(path.read_text()) | (settings or {})))
+            path.write_text(
+                settings if isinstance(settings, str) else json.dumps(json.loads(path.read_text()) | (settings or {}))
+            )
             models.save(adapted.merge_and_unload(), base.tokenizer, draft.folder)
         trained[f"filter_weight/{community}"] = run.require(name, job="train").content_hash
     with Recipe("evaluation", "evaluate", {}, trained, seed=0).making(run) as draft:
@@ -135,6 +137,12 @@ def test_adapters_that_cannot_share_a_base_are_served_as_the_whole_models_beside
     found = read_catalog(config_of(finished_run(tmp_path / "run", bert(), settings=change))).models
     assert [found[name].kind for name in COMMUNITIES] == ["full", "full"]
     assert [Path(found[name].folder).name for name in COMMUNITIES] == ["0", "1"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_configuration_of_an_adapter_is_one_line(tmp_path, content):
+    with pytest.raises(ModelError, match=r"adapter_config\.json, or config.json above it: damaged"):
+        read_catalog(config_of(finished_run(tmp_path / "run", bert(), settings=content)))
 
 
 def test_a_base_that_is_another_one_by_now_is_refused(tmp_path):
