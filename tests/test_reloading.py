@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
 from scpo_ray import models
 from scpo_ray.config import FormatConfig, ModelConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.reloading import take_weights
 from scpo_ray.scoring import RewardScorer
+from tests.small_models import deberta
 
 TEXT = "what do you think of the new harbour honestly i like it a lot because there is more room for all boats"
 WORDS = TEXT.split()
@@ -25,30 +25,10 @@ RESPONSES = [" ".join(WORDS[start : start + length]) for start in range(6) for l
 FORMAT = FormatConfig(max_tokens=32)
 
 
-def deberta(seed: int) -> models.RewardModel:
-    tokenizer = models.train_tokenizer([TEXT], vocab_size=100, architecture="bert")
-    config = DebertaV2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        relative_attention=True,
-        position_biased_input=False,
-        pos_att_type=["p2c", "c2p"],
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype=torch.float32,
-    )
-    with models.seeded(seed):
-        return models.RewardModel(AutoModelForSequenceClassification.from_config(config).eval(), tokenizer)
-
-
 def made(architecture: str, seed: int, **settings: int) -> models.RewardModel:
     """Weights so large that no two models agree by chance."""
     if architecture == "deberta":
-        found = deberta(seed)
+        found = deberta(TEXT, seed=seed)
     else:
         config = ModelConfig.model_validate({"architecture": architecture} | settings)
         found = models.make(config, texts=[TEXT], max_tokens=32, seed=seed)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
 from scpo_ray import model_files, models
 from scpo_ray.artifacts import Recipe, RunDirectory
@@ -26,6 +25,7 @@ from scpo_ray.serving.batching import Batcher
 from scpo_ray.serving.catalog import ServedModel, read_catalog
 from scpo_ray.serving.loading import LoadedModels, load_models, load_whole
 from scpo_ray.serving.rewards import Rewards, Text
+from tests.small_models import deberta
 
 TEXT = "what do you think of the new harbour honestly i like it a lot because there is more room for all boats"
 WORDS = TEXT.split()
@@ -33,29 +33,6 @@ CONTEXT = [{"role": "user", "content": "what do you think of the new harbour ?"}
 RESPONSES = [" ".join(WORDS[start : start + length]) for start in range(8) for length in (1, 5, 13)]
 FORMAT = FormatConfig(max_tokens=32)  # some are cut
 COMMUNITIES = ("Brevia", "Calder Isles")
-
-
-def deberta() -> models.RewardModel:
-    """Random weights, large enough that relative positions matter."""
-    tokenizer = models.train_tokenizer([TEXT], vocab_size=100, architecture="bert")
-    config = DebertaV2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        relative_attention=True,
-        position_biased_input=False,
-        pos_att_type=["p2c", "c2p"],
-        initializer_range=0.3,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype=torch.float32,
-    )
-    with models.seeded(5):
-        model = AutoModelForSequenceClassification.from_config(config)
-    return models.RewardModel(model.eval(), tokenizer)
 
 
 def bert() -> models.RewardModel:
@@ -111,7 +88,7 @@ def trained_adapters(base: models.RewardModel, *, seed: int):
 
 @pytest.fixture(scope="module")
 def deberta_run(tmp_path_factory) -> RunDirectory:
-    return finished_run(tmp_path_factory.mktemp("deberta") / "run", deberta())
+    return finished_run(tmp_path_factory.mktemp("deberta") / "run", deberta(TEXT, seed=5))
 
 
 @pytest.fixture(scope="module")
