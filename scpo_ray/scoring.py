@@ -20,7 +20,7 @@ from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.packing import Packer, can_pack
 from scpo_ray.precision import uses_bfloat16
 from scpo_ray.records import Message, context_id
-from scpo_ray.reloading import kind_of, take_weights
+from scpo_ray.reloading import ReplaceableWeights, kind_of
 from scpo_ray.scoring_cost import ScoringCost
 
 _CPU_TOKENS, _GPU_TOKENS = 2048, 8192
@@ -65,6 +65,7 @@ class BatchScorer:
         self._model.train(dropout)
         models.keep_head_float32(self._model)
         packs = self._device.type == "cpu" and not dropout and can_pack(self._model)
+        self._weights = ReplaceableWeights(self._model, maps=self._device.type == "cpu")
         self._packer = Packer(self._model) if packs else None
         self.shares = packs and self._packer is not None and self._packer.can_share
         """Whether neighbours in a batch share the tokens that they begin with."""
@@ -84,13 +85,14 @@ class BatchScorer:
         """
         if models.writes_in_forward(self._model) or kind_of(folder) != self._kind:
             return False
-        if not take_weights(self._model, folder, maps=self._device.type == "cpu"):
+        if not self._weights.take(folder):
             return False
         self._folder = folder
         return True
 
     def close(self) -> None:
         """Give its memory back now: modules refer to each other, so that it would be kept until somebody collects them."""
+        del self._weights
         self._model.to("meta")
 
     @torch.inference_mode()

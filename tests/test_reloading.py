@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from scpo_ray import models
 from scpo_ray.config import FormatConfig, ModelConfig
 from scpo_ray.errors import ModelError
-from scpo_ray.reloading import take_weights
+from scpo_ray.reloading import ReplaceableWeights, kind_of
 from scpo_ray.scoring import RewardScorer
 from tests.small_models import deberta
 
@@ -68,7 +69,7 @@ def test_weights_that_are_copied_leave_the_models_own_memory_in_use(tmp_path):
     folders = [written(tmp_path / str(seed), seed=seed) for seed in range(2)]
     scorer = scorer_of(folders[0])
     places = [parameter.data_ptr() for parameter in scorer._model.parameters()]
-    assert take_weights(scorer._model, folders[1], maps=False)
+    assert ReplaceableWeights(scorer._model, maps=False).take(folders[1])
     np.testing.assert_array_equal(rewards(scorer), rewards(scorer_of(folders[1])))
     assert [parameter.data_ptr() for parameter in scorer._model.parameters()] == places
 
@@ -157,6 +158,19 @@ def test_another_kind_of_model_is_not_taken_and_nothing_changes(tmp_path, change
     change(other)
     assert not scorer.becomes(other)
     np.testing.assert_array_equal(rewards(scorer), before)
+
+
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path):
+    """Of the same length; files that stay as they are are read once."""
+    folder = written(tmp_path / "a", seed=0)
+    before = kind_of(folder)
+    path = folder / "tokenizer.json"
+    time.sleep(0.02)  # file systems' clocks tick
+    path.write_text(path.read_text().replace("harbour", "harbouR"))
+    assert kind_of(folder) != before
+    time.sleep(0.02)
+    path.write_text(path.read_text().replace("harbouR", "harbour"))
+    assert kind_of(folder) == before
 
 
 def test_a_model_that_keeps_frequencies_of_its_last_pass_is_not_put_to_use_again(tmp_path):

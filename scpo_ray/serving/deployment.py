@@ -13,6 +13,7 @@ from scpo_ray.errors import ArtifactError
 from scpo_ray.serving.api import make_api
 from scpo_ray.serving.catalog import read_catalog
 from scpo_ray.serving.loading import load_models
+from scpo_ray.serving.notices import Notices
 from scpo_ray.serving.rewards import Rewards
 from scpo_ray.serving.service import Service
 from scpo_ray.serving.tokens import Tokens
@@ -69,7 +70,8 @@ def replica_class(max_loaded_models: int) -> type:
             if config.authentication == "off":
                 _LOGGER.warning("authentication is off: whoever reaches this port may ask")
             rewards = Rewards(config, load_models(config, catalog))
-            self._config, self._service = config, Service(catalog, rewards, note=self._note)
+            self._config, self._service = config, Service(catalog, rewards, note=self._tell)
+            self._notices = Notices(max_loaded_models)
 
         def __serve_build_asgi_app__(self) -> FastAPI:
             """FastAPI around this replica's models; Ray Serve asks for it once."""
@@ -78,10 +80,15 @@ def replica_class(max_loaded_models: int) -> type:
             replica = serve.get_replica_context().replica_id.unique_id
             return make_api(self._config, self._service, tokens=tokens, replica=replica)
 
+        async def _tell(self, community: str) -> None:
+            """Tell Ray Serve's router that a model was asked of this replica, where it has not heard too much lately."""
+            if self._notices.is_due(community):
+                await self._note(community)
+
         @serve.multiplexed(max_num_models_per_replica=max_loaded_models)
         async def _note(self, community: str) -> str:
-            """Tells Ray Serve's router which models were asked of this replica last, so that it sends their callers here.
-            What is in memory is `LoadedModels`'s business."""
+            """The router sends callers of the models that were last in here to this replica. What is in memory is
+            `LoadedModels`'s business."""
             return community
 
     return RewardReplica
