@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import os
+import time
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,6 +17,7 @@ from scpo_ray.errors import ModelError
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What configurations and tokenizers are made of."""
+_MOMENT_NS = 2_000_000_000
 _NOT_READ = ("manifest.json", "metrics.json", "model.safetensors.index.json")
 
 
@@ -29,26 +32,31 @@ def kind_of(folder: Path) -> str:
         for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
             if path.suffix in _READ and path.name not in _NOT_READ:
                 state = path.stat()
-                digest.update(
-                    f"{path.name} {state.st_size} ".encode()
-                    + _digest(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-                )
+                digest.update(f"{path.name} {state.st_size} ".encode() + _digest_of(path, state))
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()
 
 
+def _digest_of(path: Path, state: os.stat_result) -> bytes:
+    """Of a file's content. A file that was written a moment ago may be written again before its clock ticks, so it is read; an
+    older one is read once for each state that it was in, as git does."""
+    written_ns = max(state.st_mtime_ns, state.st_ctime_ns)
+    if time.time_ns() - written_ns < _MOMENT_NS:
+        return _digest.__wrapped__(path)
+    return _digest(path, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
 @functools.lru_cache(maxsize=4096)
 def _digest(path: Path, *state: int) -> bytes:
-    """Of a file's content; read once for each state that the file was in."""
     return hashlib.sha256(path.read_bytes()).digest()
 
 
 class ReplaceableWeights:
     """A model's weights, in whose place those of other checkpoints of its kind can be put.
 
-    PyTorch's own `load_state_dict` walks through all modules and their hooks, which took 4 of the 10 ms that a change of models
-    took here; parameters that are known take other weights at once.
+    PyTorch's own `load_state_dict` walks through all modules and their hooks, which takes longer than the rest; parameters that
+    are known take other weights at once.
 
     Args:
         maps: leave weights in their file, which must be replaced and never written into, as must those that transformers loads;

@@ -65,7 +65,6 @@ class BatchScorer:
         self._model.train(dropout)
         models.keep_head_float32(self._model)
         packs = self._device.type == "cpu" and not dropout and can_pack(self._model)
-        self._weights = ReplaceableWeights(self._model, maps=self._device.type == "cpu")
         self._packer = Packer(self._model) if packs else None
         self.shares = packs and self._packer is not None and self._packer.can_share
         """Whether neighbours in a batch share the tokens that they begin with."""
@@ -73,27 +72,6 @@ class BatchScorer:
         self.formatter = Formatter(loaded.tokenizer, format_config)
         self._bfloat16 = uses_bfloat16(precision, self._device)
         self._turn = threading.Lock() if models.writes_in_forward(loaded.model) else contextlib.nullcontext()
-
-    def becomes(self, folder: Path) -> bool:
-        """Score with another model from now on, where that differs in nothing but its weights. No pass may be running.
-
-        Returns:
-            False where it is another kind of model; this one is as it was.
-
-        Raises:
-            ModelError: it cannot be read.
-        """
-        if models.writes_in_forward(self._model) or kind_of(folder) != self._kind:
-            return False
-        if not self._weights.take(folder):
-            return False
-        self._folder = folder
-        return True
-
-    def close(self) -> None:
-        """Give its memory back now: modules refer to each other, so that it would be kept until somebody collects them."""
-        del self._weights
-        self._model.to("meta")
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[TokenSequence]) -> Float32[np.ndarray, " sequences"]:
@@ -126,6 +104,30 @@ class RewardScorer(BatchScorer):
         super().__init__(folder, dropout=dropout, **others)
         self._tokens_per_batch = tokens_per_batch or (_CPU_TOKENS if self._device.type == "cpu" else _GPU_TOKENS)
         self._draws = dropout
+        self._weights: ReplaceableWeights | None = None
+
+    def becomes(self, folder: Path) -> bool:
+        """Score with another model from now on, where that differs in nothing but its weights. No pass may be running.
+
+        Returns:
+            False where it is another kind of model; this one is as it was.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
+        if models.writes_in_forward(self._model) or kind_of(folder) != self._kind:
+            return False
+        if self._weights is None:
+            self._weights = ReplaceableWeights(self._model, maps=self._device.type == "cpu")
+        if not self._weights.take(folder):
+            return False
+        self._folder = folder
+        return True
+
+    def close(self) -> None:
+        """Give its memory back now: modules refer to each other, so that it would be kept until somebody collects them."""
+        self._weights = None
+        self._model.to("meta")
 
     def forward(self, sequences: Sequence[TokenSequence]) -> Float32[np.ndarray, " sequences"]:
         """Rewards of one batch, one forward pass."""

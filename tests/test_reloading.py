@@ -64,9 +64,11 @@ def test_a_scorer_becomes_another_model_and_the_first_again(tmp_path, architectu
         np.testing.assert_array_equal(rewards(scorer), expected[place])
 
 
-def test_weights_that_are_copied_leave_the_models_own_memory_in_use(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_copied_leave_the_models_own_memory_in_use(tmp_path, dtype):
     """As on a GPU, where there is no room for two."""
     folders = [written(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    save_weights(folders[1], lambda weights: {name: tensor.to(dtype) for name, tensor in weights.items()})
     scorer = scorer_of(folders[0])
     places = [parameter.data_ptr() for parameter in scorer._model.parameters()]
     assert ReplaceableWeights(scorer._model, maps=False).take(folders[1])
@@ -160,17 +162,31 @@ def test_another_kind_of_model_is_not_taken_and_nothing_changes(tmp_path, change
     np.testing.assert_array_equal(rewards(scorer), before)
 
 
-def test_a_file_that_is_written_anew_is_read_anew(tmp_path):
-    """Of the same length; files that stay as they are are read once."""
+def test_files_that_stay_as_they_are_are_read_once_and_others_anew(tmp_path, monkeypatch):
     folder = written(tmp_path / "a", seed=0)
-    before = kind_of(folder)
     path = folder / "tokenizer.json"
-    time.sleep(0.02)  # file systems' clocks tick
-    path.write_text(path.read_text().replace("harbour", "harbouR"))
-    assert kind_of(folder) != before
-    time.sleep(0.02)
+    read = []
+    whole = Path.read_bytes
+
+    def noted(self):
+        read.append(self.name)
+        return whole(self)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    first = kind_of(folder)
+    path.write_text(path.read_text().replace("harbour", "harbouR"))  # of the same length, and perhaps in the same tick
+    changed = kind_of(folder)
+    assert changed != first
     path.write_text(path.read_text().replace("harbouR", "harbour"))
-    assert kind_of(folder) == before
+    assert kind_of(folder) == first
+    time.sleep(2.1)
+    read.clear()
+    assert kind_of(folder) == first
+    assert "tokenizer.json" in read
+    read.clear()
+    assert kind_of(folder) == first and read == []
+    path.write_text(path.read_text().replace("harbour", "harbouR"))
+    assert kind_of(folder) == changed and read == ["tokenizer.json"]
 
 
 def test_a_model_that_keeps_frequencies_of_its_last_pass_is_not_put_to_use_again(tmp_path):

@@ -70,8 +70,8 @@ def replica_class(max_loaded_models: int) -> type:
             if config.authentication == "off":
                 _LOGGER.warning("authentication is off: whoever reaches this port may ask")
             rewards = Rewards(config, load_models(config, catalog))
-            self._config, self._service = config, Service(catalog, rewards, note=self._tell)
-            self._notices = Notices(max_loaded_models)
+            notices = Notices(max_loaded_models, self._note)
+            self._config, self._service = config, Service(catalog, rewards, note=notices.asked_for)
 
         def __serve_build_asgi_app__(self) -> FastAPI:
             """FastAPI around this replica's models; Ray Serve asks for it once."""
@@ -80,14 +80,9 @@ def replica_class(max_loaded_models: int) -> type:
             replica = serve.get_replica_context().replica_id.unique_id
             return make_api(self._config, self._service, tokens=tokens, replica=replica)
 
-        async def _tell(self, community: str) -> None:
-            """Tell Ray Serve's router that a model was asked of this replica, where it has not heard too much lately."""
-            if self._notices.is_due(community):
-                await self._note(community)
-
         @serve.multiplexed(max_num_models_per_replica=max_loaded_models)
         async def _note(self, community: str) -> str:
-            """The router sends callers of the models that were last in here to this replica. What is in memory is
+            """Ray Serve sends callers of the models that it heard of last here to this replica. What is in memory is
             `LoadedModels`'s business."""
             return community
 

@@ -1,5 +1,6 @@
 """What the router hears of the models that a replica was asked for."""
 
+import asyncio
 import re
 import time
 
@@ -11,19 +12,26 @@ HEADER = "serve_multiplexed_model_id"
 
 def test_one_model_a_second_takes_the_place_of_another():
     now = 100.0
-    notices = Notices(2, clock=lambda: now)
-    assert [notices.is_due(model) for model in "abaabb"] == [True] * 6  # there is room for both
-    assert [notices.is_due(model) for model in "cabcd"] == [
-        True,
-        False,
-        True,
-        True,
-        False,
-    ]  # a went, asked for before b
+    told: list[str] = []
+
+    async def tell(model: str) -> None:
+        told.append(model)
+
+    notices = Notices(2, tell, clock=lambda: now)
+
+    def heard(asked: str) -> str:
+        """Of these models, those that the router was told of."""
+        told.clear()
+        for model in asked:
+            asyncio.run(notices.asked_for(model))
+        return "".join(told)
+
+    assert heard("abaabb") == "abaabb"  # there is room for both
+    assert heard("cabcd") == "cbc"  # a went, asked for before b
     now += 0.99
-    assert not notices.is_due("a")
+    assert heard("a") == ""
     now += 0.02
-    assert [notices.is_due(model) for model in "abcba"] == [True, False, True, False, True]
+    assert heard("abcba") == "aca"
 
 
 def test_callers_of_a_model_reach_the_replica_that_was_asked_for_it(deploy, ask, controlled_run):
