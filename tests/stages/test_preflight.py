@@ -25,6 +25,7 @@ from scpo_ray.stages.policy_plan import make_plan
 from scpo_ray.stages.recipes import global_model
 from scpo_ray.training.task import checkpoints_of
 from tests.conftest import TINY
+from tests.refusals import is_at_once
 from tests.stages.conftest import GPU_CLUSTER, LAPTOP
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +170,7 @@ def test_policies_left_by_another_number_of_learners_are_refused(policy_run, tmp
     file.write_text(dump_yaml(config))
     start = time.monotonic()
     done = run_job("ppo", "--config", str(file))
-    assert time.monotonic() - start < 5
+    assert is_at_once(time.monotonic() - start)
     assert done.returncode == 1 and "written by 1 ranks, ppo.num_learners is 2" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -312,7 +313,7 @@ def test_a_refusal_takes_less_than_five_seconds(tmp_path, options, message):
     run_job("pipeline", "--help")  # bytecode
     start = time.monotonic()
     done = run_job("pipeline", "--run_dir", str(tmp_path / "run"), *options)
-    assert time.monotonic() - start < 5
+    assert is_at_once(time.monotonic() - start)
     assert done.returncode != 0 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -335,6 +336,6 @@ def test_so_does_that_of_a_mismatched_manifest_and_of_another_number_of_workers(
     ):
         start = time.monotonic()
         done = run_job("pipeline", "--config", str(file), *options)
-        assert time.monotonic() - start < 5
+        assert is_at_once(time.monotonic() - start)
         assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
     assert sorted(Path(prepared.run_dir).rglob("*")) == before
