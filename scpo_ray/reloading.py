@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import time
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,6 +20,8 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What configurations and tokenizers are made of."""
 _MOMENT_NS = 2_000_000_000
+_MAX_MAPPED_BYTES = 64 * 2**30
+"""Page tables take a 512th of it."""
 _NOT_READ = ("manifest.json", "metrics.json", "model.safetensors.index.json")
 
 
@@ -52,24 +56,64 @@ def _digest(path: Path, *state: int) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
 
 
+_State = tuple[tuple[int, ...], ...]
+"""Of a checkpoint's files, each replaced one's another."""
+
+
+class MappedWeights:
+    """Weights of checkpoints that were read, still mapped from their files, so that reading them again takes no time.
+
+    What is mapped is the page cache's, which the kernel takes back where memory is short. Files must be replaced and never
+    written into, as must those that transformers loads; one that was replaced is read anew. For one thread at a time.
+
+    Args:
+        max_bytes: of the files that stay mapped; those read longest ago go first.
+    """
+
+    def __init__(self, max_bytes: int = _MAX_MAPPED_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[Path, tuple[_State, int, dict[str, Tensor]]] = OrderedDict()
+        self.num_bytes = 0
+
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint, not to be written into; none where there are no safetensors.
+
+        Raises:
+            OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError: it is damaged.
+        """
+        files = _files(folder)
+        state = _state(files)
+        if folder in self._kept and self._kept[folder][0] == state:
+            self._kept.move_to_end(folder)
+            return self._kept[folder][2]
+        tensors = _read(files)
+        if folder in self._kept:
+            self.num_bytes -= self._kept.pop(folder)[1]
+        if _state(files) == state:  # else it was replaced meanwhile
+            size = sum(path.stat().st_size for path in files)
+            self._kept[folder] = state, size, tensors
+            self.num_bytes += size
+        while self.num_bytes > self._max_bytes:
+            self.num_bytes -= self._kept.popitem(last=False)[1][1]
+        return tensors
+
+
 class ReplaceableWeights:
     """A model's weights, in whose place those of other checkpoints of its kind can be put.
 
     PyTorch's own `load_state_dict` walks through all modules and their hooks, which takes longer than the rest; parameters that
     are known take other weights at once.
-
-    Args:
-        maps: leave weights in their file, which must be replaced and never written into, as must those that transformers loads;
-            else they are copied into the memory that the model has already.
     """
 
-    def __init__(self, model: PreTrainedModel, *, maps: bool) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._own = model.state_dict(keep_vars=True)
         self._shapes = {name: tensor.shape for name, tensor in self._own.items()}
-        self._maps = maps
 
-    def take(self, folder: Path) -> bool:
+    def take(self, folder: Path, mapped: MappedWeights | None) -> bool:
         """Put a checkpoint's weights into the model.
+
+        Args:
+            mapped: they stay in their files and are read by it; None: they are copied into the memory that the model has.
 
         Returns:
             False where its tensors have other names or shapes than the model's, which is then as it was.
@@ -78,7 +122,7 @@ class ReplaceableWeights:
             ModelError: they cannot be read.
         """
         try:
-            found = _read(folder)
+            found = _read(_files(folder)) if mapped is None else mapped.read(folder)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{folder}: cannot be loaded as a reward model ({str(error).splitlines()[0][:200]})"
@@ -87,20 +131,28 @@ class ReplaceableWeights:
             return False
         for name, tensor in found.items():
             own = self._own[name]
-            if self._maps:
-                own.data = tensor.to(own.dtype)
-            else:
+            if mapped is None:
                 own.data.copy_(tensor)
+            else:
+                own.data = tensor.to(own.dtype)
         return True
 
 
-def _read(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint in one file or several; none where there are no safetensors."""
-    files = [folder / _WEIGHTS]
-    if not files[0].is_file():
-        index = folder / _INDEX
-        places = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
-        files = [folder / name for name in sorted(set(places.values()))]
+def _files(folder: Path) -> list[Path]:
+    """What a checkpoint's weights are in, one file or several; none where there are no safetensors."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    index = folder / _INDEX
+    places = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
+    return [folder / name for name in sorted(set(places.values()))]
+
+
+def _state(files: Sequence[Path]) -> _State:
+    states = [path.stat() for path in files]
+    return tuple((each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in states)
+
+
+def _read(files: Sequence[Path]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in files:
         found |= load_file(path)

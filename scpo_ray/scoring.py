@@ -20,7 +20,7 @@ from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.packing import Packer, can_pack
 from scpo_ray.precision import uses_bfloat16
 from scpo_ray.records import Message, context_id
-from scpo_ray.reloading import ReplaceableWeights, kind_of
+from scpo_ray.reloading import MappedWeights, ReplaceableWeights, kind_of
 from scpo_ray.scoring_cost import ScoringCost
 
 _CPU_TOKENS, _GPU_TOKENS = 2048, 8192
@@ -106,8 +106,11 @@ class RewardScorer(BatchScorer):
         self._draws = dropout
         self._weights: ReplaceableWeights | None = None
 
-    def becomes(self, folder: Path) -> bool:
+    def becomes(self, folder: Path, *, mapped: MappedWeights | None = None) -> bool:
         """Score with another model from now on, where that differs in nothing but its weights. No pass may be running.
+
+        Args:
+            mapped: keeps what is read, for the next time, on a CPU; unset: nothing does.
 
         Returns:
             False where it is another kind of model; this one is as it was.
@@ -118,8 +121,9 @@ class RewardScorer(BatchScorer):
         if models.writes_in_forward(self._model) or kind_of(folder) != self._kind:
             return False
         if self._weights is None:
-            self._weights = ReplaceableWeights(self._model, maps=self._device.type == "cpu")
-        if not self._weights.take(folder):
+            self._weights = ReplaceableWeights(self._model)
+        is_mapped = self._device.type == "cpu"
+        if not self._weights.take(folder, (MappedWeights(0) if mapped is None else mapped) if is_mapped else None):
             return False
         self._folder = folder
         return True

@@ -12,7 +12,7 @@ from scpo_ray import models
 from scpo_ray.config.serving import ServeConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter
-from scpo_ray.reloading import kind_of
+from scpo_ray.reloading import MappedWeights, kind_of
 from scpo_ray.scoring import RewardScorer
 from scpo_ray.serving.adapters import AdapterScorer
 from scpo_ray.serving.catalog import Catalog, ServedModel, stamp
@@ -141,7 +141,8 @@ def load_models(config: ServeConfig, catalog: Catalog) -> LoadedModels:
     Raises:
         ModelError: one of them cannot be loaded.
     """
-    found = LoadedModels(config.max_loaded_models, lambda model, dropped: load_whole(config, model, dropped))
+    mapped = MappedWeights()
+    found = LoadedModels(config.max_loaded_models, lambda model, dropped: load_whole(config, model, dropped, mapped))
     for model in catalog.models.values():
         found.formatters.get(model)
     for key in dict.fromkeys(model.key for model in catalog.models.values() if model.shares_base):
@@ -163,11 +164,17 @@ def num_passes(config: ServeConfig, *, num_threads: int) -> int:
     return config.passes or (1 if torch.cuda.is_available() or num_threads == 1 else _CPU_PASSES)
 
 
-def load_whole(config: ServeConfig, model: ServedModel, dropped: RewardScorer | None = None) -> RewardScorer:
+def load_whole(
+    config: ServeConfig,
+    model: ServedModel,
+    dropped: RewardScorer | None = None,
+    mapped: MappedWeights | None = None,
+) -> RewardScorer:
     """A community's whole model.
 
     Args:
         dropped: a scorer that nobody uses any more; where it differs in nothing but its weights, it becomes the model's.
+        mapped: keeps those weights, for the next time.
 
     Raises:
         ModelError: it cannot be loaded, or is another than when the service was deployed.
@@ -177,7 +184,7 @@ def load_whole(config: ServeConfig, model: ServedModel, dropped: RewardScorer | 
         if dropped is not None:
             unused.callback(dropped.close)
         check_unchanged(model)
-        if dropped is not None and dropped.formatter.config == model.format and dropped.becomes(folder):
+        if dropped is not None and dropped.formatter.config == model.format and dropped.becomes(folder, mapped=mapped):
             scorer = dropped
         else:
             unused.close()  # before there is another
