@@ -20,8 +20,6 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What configurations and tokenizers are made of."""
 _MOMENT_NS = 2_000_000_000
-_MAX_MAPPED_BYTES = 64 * 2**30
-"""Page tables take a 512th of it."""
 _NOT_READ = ("manifest.json", "metrics.json", "model.safetensors.index.json")
 
 
@@ -70,7 +68,7 @@ class MappedWeights:
         max_bytes: of the files that stay mapped; those read longest ago go first.
     """
 
-    def __init__(self, max_bytes: int = _MAX_MAPPED_BYTES) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[Path, tuple[_State, int, dict[str, Tensor]]] = OrderedDict()
         self.num_bytes = 0

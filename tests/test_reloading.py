@@ -209,7 +209,7 @@ def read(monkeypatch) -> list[str]:
 def test_weights_stay_mapped_and_are_read_once(tmp_path, read):
     folders = [written(tmp_path / str(seed), seed=seed) for seed in range(3)]
     expected = [rewards(scorer_of(folder)) for folder in folders]
-    mapped, scorers = MappedWeights(), [scorer_of(folders[0]), scorer_of(folders[0])]
+    mapped, scorers = MappedWeights(10**9), [scorer_of(folders[0]), scorer_of(folders[0])]
     for place in (1, 2, 0, 1, 0, 2):
         for scorer in scorers:
             assert scorer.becomes(folders[place], mapped=mapped)
@@ -222,7 +222,7 @@ def test_weights_stay_mapped_and_are_read_once(tmp_path, read):
 
 def test_weights_that_were_replaced_are_read_anew(tmp_path, read):
     folders = [written(tmp_path / str(seed), seed=seed) for seed in range(3)]
-    mapped, scorer = MappedWeights(), scorer_of(folders[0])
+    mapped, scorer = MappedWeights(10**9), scorer_of(folders[0])
     assert scorer.becomes(folders[1], mapped=mapped)
     size = mapped.num_bytes
     shutil.copyfile(folders[2] / "model.safetensors", folders[2] / "copy")

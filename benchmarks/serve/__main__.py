@@ -12,6 +12,7 @@ a replica with 1 and with 50 adapters. FOLDER keeps the models; `benchmarks/serv
 
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -40,7 +41,7 @@ def main(folder: str, rounds: str = "3", *services: str) -> None:
     place = Path(folder).absolute()
     seen: dict[str, list[Seen]] = defaultdict(list)
     ceilings: list[float] = []
-    memory: dict[str, float] = {}
+    memory: dict[str, tuple[float, float]] = {}
     write_run(place / "adapters-1", 1, adapters=True)  # the yardsticks' model too
     for each in range(int(rounds)):
         for service in services or SERVICES:
@@ -105,7 +106,7 @@ def with_plain(place: Path, each: int, seen: dict[str, list[Seen]]) -> None:
 
 
 def with_service(
-    place: Path, kind: str, number: int, each: int, seen: dict[str, list[Seen]], memory: dict[str, float]
+    place: Path, kind: str, number: int, each: int, seen: dict[str, list[Seen]], memory: dict[str, tuple[float, float]]
 ) -> None:
     """`serve run`, as a user starts it, under every load."""
     run = place / f"{kind}-{number}"
@@ -142,15 +143,17 @@ def load_seed(each: int, callers: int) -> int:
     return 100 * each + callers
 
 
-def replica_memory() -> float:
-    """MiB that the replica has for itself (unique set size)."""
+def replica_memory() -> tuple[float, float]:
+    """MiB of the replica: what is its own, and what is mapped from files, which the kernel can take back."""
     for process in psutil.process_iter(["cmdline"]):
         if "ServeReplica" in " ".join(process.info["cmdline"] or ()):
-            return process.memory_full_info().uss / 2**20
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            kib = {name: int(value) for name, value in re.findall(r"(\w+):\s+(\d+) kB", status)}
+            return kib["RssAnon"] / 1024, kib["RssFile"] / 1024
     raise RuntimeError("no replica")
 
 
-def report(ceilings: list[float], seen: dict[str, list[Seen]], memory: dict[str, float]) -> str:
+def report(ceilings: list[float], seen: dict[str, list[Seen]], memory: dict[str, tuple[float, float]]) -> str:
     """The table of benchmarks/serve/README.md."""
     top = statistics.median(ceilings)
     lines = [
@@ -164,7 +167,10 @@ def report(ceilings: list[float], seen: dict[str, list[Seen]], memory: dict[str,
             for name in ("requests_per_s", "p50_ms", "p95_ms", "p99_ms")
         )
         lines.append(f"| {label} | {speed:.1f} | {speed / top:.0%} | {p50:.0f} | {p95:.0f} | {p99:.0f} |")
-    lines += [f"memory of a replica, {label}: {value:.0f} MiB" for label, value in memory.items()]
+    lines += [
+        f"memory of a replica, {label}: {own:.0f} MiB, and {mapped:.0f} MiB of files"
+        for label, (own, mapped) in memory.items()
+    ]
     return "\n".join(lines)
 
 

@@ -41,6 +41,10 @@ class ServeConfig(Section):
     max_loaded_models: int = Field(default=4, ge=1)
     """Full models that a replica keeps in memory, least recently used out first. Adapters on a shared base do not count."""
 
+    max_mapped_gib: float = Field(default=8.0, ge=0)
+    """GiB of full models' files that a replica on a CPU leaves mapped, loaded or not, so that they come back at once; least
+    recently used out first. Their pages are the page cache's, which the kernel takes back where memory is short."""
+
     max_cached_rewards: int = Field(default=100_000, ge=0)
     """Rewards of (context, response, model) that a replica remembers."""
 

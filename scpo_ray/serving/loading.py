@@ -141,7 +141,7 @@ def load_models(config: ServeConfig, catalog: Catalog) -> LoadedModels:
     Raises:
         ModelError: one of them cannot be loaded.
     """
-    mapped = MappedWeights()
+    mapped = MappedWeights(int(config.max_mapped_gib * 2**30))
     found = LoadedModels(config.max_loaded_models, lambda model, dropped: load_whole(config, model, dropped, mapped))
     for model in catalog.models.values():
         found.formatters.get(model)

@@ -81,6 +81,7 @@ def test_the_pipeline_submitted_to_two_nodes_makes_what_it_makes_here(two_nodes,
     assert hashes(f"{s3}/demo", finished_run) == found
 
 
+@pytest.mark.slow  # tests/training/test_resume.py kills a worker, tests/stages/test_pipeline.py a driver, tests/chaos everything
 def test_a_pipeline_whose_worker_and_driver_are_killed_makes_the_same(two_nodes, options, tmp_path, finished_run):
     """One short fault of each kind; tests/chaos has all kinds, on a schedule."""
     run_dir = tmp_path / "run"

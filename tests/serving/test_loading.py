@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scpo_ray import models
+from scpo_ray import models, reloading
 from scpo_ray.config import FormatConfig
 from scpo_ray.errors import ModelError
 from scpo_ray.formatting import Formatter
@@ -212,21 +212,24 @@ def answers(rewards: Rewards, wanted: list[ServedModel]) -> list[float]:
     return [reward.value for (reward,) in found]
 
 
-def test_the_next_model_takes_the_place_of_the_last_one(tiny_reward_model, tmp_path, monkeypatch):
-    """More models than places, round and round: each answers as when it is alone, and one was built."""
+@pytest.mark.parametrize(("gib", "num_reads"), [(8.0, 3), (0.0, 5)])
+def test_the_next_model_takes_the_place_of_the_last_one(tiny_reward_model, tmp_path, monkeypatch, gib, num_reads):
+    """More models than places, round and round: each answers as when it is alone, one was built, and files that stay mapped are
+    read once."""
     all_of_them = copies(tiny_reward_model, tmp_path, 3)
     expected = []
     for model in all_of_them:
         scorer = load_whole(CONFIG, model)
         expected.append(float(scorer.score([CONTEXT], ["i like it ."]).rewards[0]))
-    built = []
-    load = models.load
+    built, read = [], []
+    load, load_file = models.load, reloading.load_file
     monkeypatch.setattr(models, "load", lambda folder, **settings: built.append(folder) or load(folder, **settings))
-    config = CONFIG.model_copy(update={"max_loaded_models": 1, "max_cached_rewards": 0})
+    monkeypatch.setattr(reloading, "load_file", lambda path: read.append(path) or load_file(path))
+    config = CONFIG.model_copy(update={"max_loaded_models": 1, "max_cached_rewards": 0, "max_mapped_gib": gib})
     loaded = load_models(config, Catalog({model.community: model for model in all_of_them}, "float32"))
     for _ in range(2):
         assert answers(Rewards(config, loaded), all_of_them) == pytest.approx(expected, abs=1e-6)
-    assert len(built) == 1 and loaded.num_loads == 6
+    assert len(built) == 1 and loaded.num_loads == 6 and len(read) == num_reads
     assert len({round(value, 3) for value in expected}) == 3
 
 

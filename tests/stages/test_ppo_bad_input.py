@@ -1,31 +1,26 @@
 """What cannot work is said in one line before an actor starts."""
 
+import shutil
+import sys
+from pathlib import Path
+
 import pytest
 
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, ModelError, ScpoError
 from scpo_ray.ppo.prompts import load
 from scpo_ray.stages import best_of_n, ppo
-from scpo_ray.stages import sft as sft_stage
 from tests.stages.policy_runs import small_config
-
-TINY_TRAINING = {"train_global": {"max_steps": 1}, "train": {"max_steps": 1, "num_seeds": 1}, "sft": {"max_steps": 1}}
 
 
 @pytest.fixture(scope="module")
-def made(ray_cluster, tmp_path_factory) -> str:
-    """Reward models and a start policy after one step each: enough to be refused."""
-    from scpo_ray.stages import prepare, score, select, train, train_global
-
-    run_dir = str(tmp_path_factory.mktemp("refused") / "run")
-    config = small_config(run_dir, **TINY_TRAINING)
-    for stage in (prepare, train_global, score, select, train, sft_stage):
-        stage.run(config)
-    return run_dir
-
-
-def config_of(run_dir: str, **sections: dict):
-    return small_config(run_dir, **TINY_TRAINING | sections)
+def made(policy_run, tmp_path_factory) -> str:
+    """Reward models and a start policy; no policies yet."""
+    place = tmp_path_factory.mktemp("refused")
+    for name, left_out in (("run", ("pol*", "logs", "ppo.html")), ("score_cache", ())):
+        made = Path(policy_run.run_dir).parent / name
+        shutil.copytree(made, place / name, ignore=shutil.ignore_patterns(*left_out))
+    return str(place / "run")
 
 
 CASES = {
@@ -46,7 +41,7 @@ CASES = {
         r"ppo\.loggers: wandb cannot be imported .*pip install wandb, or leave it out",
     ),
     "another run's start policy": (
-        {"sft": {"max_steps": 1, "learning_rate": 1.0}},
+        {"sft": {"learning_rate": 1.0}},
         ArtifactError,
         r"start_policy: .*sft\.learning_rate.*remake it with jobs/sft\.py",
     ),
@@ -72,8 +67,6 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("stage", [ppo, best_of_n], ids=["ppo", "best_of_n"])
 def test_refused_in_one_line(made, case, stage, monkeypatch):
-    import sys
-
     sections, kind, message = CASES[case]
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr(stage, "scales", None)  # whoever starts to score fails
@@ -83,7 +76,7 @@ def test_refused_in_one_line(made, case, stage, monkeypatch):
         name: value.replace("{run}", made) if isinstance(value, str) else value
         for name, value in sections.get("ppo", {}).items()
     }
-    config = config_of(made, **sections | ({"ppo": settings} if settings else {}))
+    config = small_config(made, **sections | ({"ppo": settings} if settings else {}))
     with pytest.raises(kind, match=message) as raised:
         stage.run(config)
     assert "\n" not in str(raised.value)
@@ -93,7 +86,7 @@ def test_refused_in_one_line(made, case, stage, monkeypatch):
 def test_reward_models_first(tmp_path):
     from scpo_ray.stages import prepare
 
-    config = config_of(str(tmp_path / "run"))
+    config = small_config(str(tmp_path / "run"))
     prepare.run(config)
     with pytest.raises(ArtifactError, match=r"run jobs/\w+\.py first"):
         ppo.run(config)
@@ -104,7 +97,7 @@ def test_long_prompts_are_left_out_and_counted(made):
     from scpo_ray.formatting import Formatter
     from scpo_ray.models import load_tokenizer
 
-    config, directory = config_of(made), RunDirectory(made)
+    config, directory = small_config(made), RunDirectory(made)
     formatter = Formatter(load_tokenizer(directory.fetch("start_policy")), config.format)
     known = {"salt": "scpo", "test_fraction": 0.2}
     every = load(directory, formatter, max_prompt_tokens=100, **known)
@@ -140,4 +133,4 @@ def test_long_prompts_are_left_out_and_counted(made):
 )
 def test_settings_that_contradict_each_other(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        config_of(str(tmp_path), ppo=settings)
+        small_config(str(tmp_path), ppo=settings)

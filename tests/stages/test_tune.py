@@ -19,13 +19,13 @@ from scpo_ray.artifacts import RunDirectory
 from scpo_ray.cli import dump_yaml, load_config
 from scpo_ray.config import Config
 from scpo_ray.errors import ArtifactError, ConfigError, DataError, TrainingError
-from scpo_ray.stages import pipeline, prepare, score, train_global, tune
+from scpo_ray.stages import pipeline, tune
 from scpo_ray.stages.scoring_job import ModelToScore, score_models
 from scpo_ray.stages.search import AUTO, DEFAULT, Search
 from scpo_ray.stages.train import load_trained
 from scpo_ray.stages.trial import TrialRun
 from scpo_ray.tuning.records import TrialRecord, TrialStore
-from tests.conftest import TINY
+from tests.conftest import FINISHED, TINY
 
 TAU, RATE = "select.agreement_threshold", "train.learning_rate"
 LIMIT_S = 240
@@ -33,12 +33,14 @@ pytestmark = pytest.mark.timeout(LIMIT_S)
 
 
 @pytest.fixture(scope="module")
-def scored(ray_cluster, tmp_path_factory) -> Path:
+def scored(finished_run, tmp_path_factory) -> Path:
     """A run directory up to the scores: what every search here starts from."""
-    config = Config(run_dir=str(tmp_path_factory.mktemp("scored") / "run"), **TINY)
-    for stage in (prepare, train_global, score):
-        stage.run(config)
-    return Path(config.run_dir)
+    made = Path(finished_run.run_dir)
+    run_dir = tmp_path_factory.mktemp("scored") / "run"
+    for name in ("prepared", "global_model", "scores"):
+        shutil.copytree(made / name, run_dir / name)
+    shutil.copytree(made.parent / "score_cache", run_dir.parent / "score_cache")
+    return run_dir
 
 
 def config_in(run_dir: Path, **changes: object) -> Config:
@@ -49,6 +51,7 @@ def config_in(run_dir: Path, **changes: object) -> Config:
         "num_trials": 4,
     }
     sections = {
+        "score": FINISHED["score"],
         "select": {"strategy": "filter_weight"},
         "train": {"epochs": 2, "max_steps": 4, "evaluations_per_epoch": 2},
         "tune": search | changes.pop("tune", {}),
@@ -286,7 +289,7 @@ class TestFailures:
         assert len(records_of(config())) < 4
 
 
-@pytest.mark.parametrize("stopping", ["asha", "median"])
+@pytest.mark.parametrize("stopping", ["asha", pytest.param("median", marks=pytest.mark.slow)])
 def test_what_lags_behind_is_stopped(config, stopping):
     """Three rates that learn nothing retain everything; the fourth, tried last, forgets."""
     space = {RATE: {"choice": [1e-12, 2e-12, 3e-12, 3e-2]}}
