@@ -20,6 +20,7 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What configurations and tokenizers are made of."""
 _MOMENT_NS = 2_000_000_000
+_UNREADABLE = (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 _NOT_READ = ("manifest.json", "metrics.json", "model.safetensors.index.json")
 
 
@@ -77,7 +78,7 @@ class MappedWeights:
         """Every tensor of a checkpoint, not to be written into; none where there are no safetensors.
 
         Raises:
-            OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError: it is damaged.
+            _UNREADABLE: it is damaged, or cannot be mapped.
         """
         files = _files(folder)
         state = _state(files)
@@ -87,8 +88,8 @@ class MappedWeights:
         tensors = _read(files)
         if folder in self._kept:
             self.num_bytes -= self._kept.pop(folder)[1]
-        if _state(files) == state:  # else it was replaced meanwhile
-            size = sum(path.stat().st_size for path in files)
+        size = sum(path.stat().st_size for path in files)
+        if size <= self._max_bytes and _state(files) == state:  # else it was replaced meanwhile
             self._kept[folder] = state, size, tensors
             self.num_bytes += size
         while self.num_bytes > self._max_bytes:
@@ -121,7 +122,7 @@ class ReplaceableWeights:
         """
         try:
             found = _read(_files(folder)) if mapped is None else mapped.read(folder)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise ModelError(
                 f"{folder}: cannot be loaded as a reward model ({str(error).splitlines()[0][:200]})"
             ) from error

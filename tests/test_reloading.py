@@ -46,7 +46,10 @@ def written(folder: Path, architecture: str = "bert", *, seed: int, **settings: 
 
 
 def scorer_of(folder: Path) -> RewardScorer:
-    return RewardScorer(folder, format_config=FORMAT, tokens_per_batch=128, precision="float32", safetensors_only=True)
+    """On a CPU, where weights are mapped."""
+    return RewardScorer(
+        folder, format_config=FORMAT, tokens_per_batch=128, precision="float32", safetensors_only=True, device="cpu"
+    )
 
 
 def rewards(scorer: RewardScorer) -> np.ndarray:
@@ -242,6 +245,10 @@ def test_what_was_read_longest_ago_is_mapped_no_more_where_there_is_no_room(tmp_
         mapped.read(folders[place])
         assert mapped.num_bytes <= 2 * size
     assert read == ["0", "1", "2", "1"]
+    mapped.read(written(tmp_path / "large", seed=0, num_layers=8))
+    for place in (0, 1):
+        mapped.read(folders[place])
+    assert read == ["0", "1", "2", "1", "large"], "what cannot be kept takes nobody's place"
 
 
 def test_a_model_that_keeps_frequencies_of_its_last_pass_is_not_put_to_use_again(tmp_path):

@@ -42,8 +42,9 @@ class ServeConfig(Section):
     """Full models that a replica keeps in memory, least recently used out first. Adapters on a shared base do not count."""
 
     max_mapped_gib: float = Field(default=8.0, ge=0)
-    """GiB of full models' files that a replica on a CPU leaves mapped, loaded or not, so that they come back at once; least
-    recently used out first. Their pages are the page cache's, which the kernel takes back where memory is short."""
+    """GiB of files that a replica on a CPU leaves mapped, of full models that take turns in a loaded one's place, so that they
+    come back at once; least recently used out first. Their pages are the page cache's, which the kernel takes back where memory
+    is short. Models whose files are not in the precision that they compute in are converted on each turn all the same."""
 
     max_cached_rewards: int = Field(default=100_000, ge=0)
     """Rewards of (context, response, model) that a replica remembers."""

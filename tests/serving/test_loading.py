@@ -221,6 +221,7 @@ def test_the_next_model_takes_the_place_of_the_last_one(tiny_reward_model, tmp_p
     for model in all_of_them:
         scorer = load_whole(CONFIG, model)
         expected.append(float(scorer.score([CONTEXT], ["i like it ."]).rewards[0]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     built, read = [], []
     load, load_file = models.load, reloading.load_file
     monkeypatch.setattr(models, "load", lambda folder, **settings: built.append(folder) or load(folder, **settings))

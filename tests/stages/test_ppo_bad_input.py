@@ -17,9 +17,9 @@ from tests.stages.policy_runs import small_config
 def made(policy_run, tmp_path_factory) -> str:
     """Reward models and a start policy; no policies yet."""
     place = tmp_path_factory.mktemp("refused")
-    for name, left_out in (("run", ("pol*", "logs", "ppo.html")), ("score_cache", ())):
-        made = Path(policy_run.run_dir).parent / name
-        shutil.copytree(made, place / name, ignore=shutil.ignore_patterns(*left_out))
+    left_out = shutil.ignore_patterns("pol*", "ppo.html", "best_of_n*", "composed*", "logs")
+    for name in ("run", "score_cache"):
+        shutil.copytree(Path(policy_run.run_dir).parent / name, place / name, ignore=left_out)
     return str(place / "run")
 
 

@@ -177,7 +177,7 @@ def test_what_a_trial_measures_is_what_the_trained_model_does(searched, tmp_path
             "majority": kept,
         }
         for metric, value in expected.items():
-            assert record.by_community[community][metric] == pytest.approx(value, abs=0.02), metric  # bfloat16, float32
+            assert record.by_community[community][metric] == pytest.approx(value, abs=1e-6), metric
 
 
 def test_a_trial_cannot_reach_test_pairs(searched):
