@@ -184,17 +184,25 @@ def load_whole(
         if dropped is not None:
             unused.callback(dropped.close)
         check_unchanged(model)
-        if dropped is not None and dropped.formatter.config == model.format and dropped.becomes(folder, mapped=mapped):
-            scorer = dropped
-        else:
-            unused.close()  # before there is another
-            scorer = RewardScorer(
-                folder,
-                format_config=model.format,
-                tokens_per_batch=tokens_per_batch(config),
-                precision=config.precision,
-                safetensors_only=True,
-            )
+        try:
+            if (
+                dropped is not None
+                and dropped.formatter.config == model.format
+                and dropped.becomes(folder, mapped=mapped)
+            ):
+                scorer = dropped
+            else:
+                unused.close()  # before there is another
+                scorer = RewardScorer(
+                    folder,
+                    format_config=model.format,
+                    tokens_per_batch=tokens_per_batch(config),
+                    precision=config.precision,
+                    safetensors_only=True,
+                )
+        except ModelError:
+            check_unchanged(model)  # it may be the reason
+            raise
         check_unchanged(model)
         unused.pop_all()
     return scorer

@@ -1,9 +1,12 @@
-"""In front of the replicas: one that dies under a request makes a 503 with Retry-After, and heads are bounded.
+"""In front of the replicas: where none answers, or not in time, there is a 503 with Retry-After, and heads are bounded.
 
 Ray Serve's proxies load this where the cluster is started with
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=scpo_ray.serving.proxy:middlewares
 """
+
+import math
+import os
 
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
@@ -15,11 +18,17 @@ ROUTING_HEADER = b"serve_multiplexed_model_id"
 _READ_BY_RAY = (ROUTING_HEADER, b"x_request_id", b"x_session_id", b"traceparent", b"tracestate")
 _FOR_OPERATORS = (b"x_request_timeout_seconds", b"x_request_disconnect_disabled")
 """Would have Ray Serve's proxy give up sooner or never, whoever asks."""
+_TIMEOUT, _DEADLINE = b"x-request-timeout-seconds", b"x_deadline_s"
+TIMEOUT_VARIABLE = "SCPO_SERVE_REQUEST_TIMEOUT_S"
+_DEFAULT_TIMEOUT_S, _GRACE_S = 90.0, 2.0
+"""Above a service's own `deadline_s`; and what a replica has beyond a caller's deadline to say so itself, with the reason."""
 _MAX_NAMES, _MAX_LENGTH = 1024, 200
 _ERRORS = {
-    429: "busy: too many requests wait; try again",
-    503: "no replica answered, it died or is not there yet; try again",
+    408: (503, "not answered in time, no replica is there or all are busy; try again"),
+    429: (429, "busy: too many requests wait; try again"),
+    503: (503, "no replica answered, it died or is not there yet; try again"),
 }
+"""Of Ray Serve's proxy -> what is answered instead."""
 
 
 class Refuse:
@@ -28,10 +37,14 @@ class Refuse:
     Ray Serve's proxy reads some headers as UTF-8 and fails on others: such values are dropped where they are no plain text or
     long. Its router remembers every model that a caller names, before anybody has looked at a token: a name is passed on once a
     question that named it was answered, and a thousand at most. Nobody serves web sockets.
+
+    While there is no replica nobody looks at deadlines, so the proxy is told of them here: a request is answered within
+    `SCPO_SERVE_REQUEST_TIMEOUT_S` seconds, or two after what its `X-Deadline-S` asks for.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._timeout_s = float(os.environ.get(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S))
         self._names: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,12 +72,13 @@ class Refuse:
 
         await self._app(scope | {"headers": headers}, receive, noted)
         if not started:
-            answer = JSONResponse({"error": _ERRORS[status]}, status_code=status, headers={"Retry-After": "1"})
+            status, error = _ERRORS[status]
+            answer = JSONResponse({"error": error}, status_code=status, headers={"Retry-After": "1"})
             await answer(scope, receive, send)
 
     def _headers(self, scope: Scope) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-        """Those that do not cost more than they help; the model that is named and not known yet."""
-        found, unknown = [], None
+        """Those that do not cost more than they help, and how long it may take; the model that is named and not known yet."""
+        found, unknown, timeout_s = [], None, self._timeout_s
         for name, value in scope["headers"]:
             known = name.lower().replace(b"-", b"_")
             if known in _FOR_OPERATORS:
@@ -74,7 +88,10 @@ class Refuse:
             if known == ROUTING_HEADER and value not in self._names:
                 unknown = value
                 continue
+            if known == _DEADLINE:
+                timeout_s = min(timeout_s, _seconds(value) + _GRACE_S)
             found.append((name, value))
+        found.append((_TIMEOUT, b"%f" % timeout_s))
         return found, unknown
 
     def _learn(self, name: bytes | None) -> None:
@@ -82,8 +99,17 @@ class Refuse:
             self._names.add(name)
 
 
+def _seconds(value: bytes) -> float:
+    """A deadline; infinite where it is none, which the replica refuses."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        return math.inf
+    return seconds if seconds > 0 else math.inf
+
+
 def _is_of_the_proxy(start: Message) -> bool:
-    """Whether Ray Serve's proxy refuses by itself, in plain text: too many wait, or nobody is there."""
+    """Whether Ray Serve's proxy refuses by itself, in plain text: too many wait, nobody is there, or it took too long."""
     headers = {name.lower(): value for name, value in start.get("headers", ())}
     return start["status"] in _ERRORS and not headers.get(b"content-type", b"").startswith(b"application/json")
 

@@ -135,6 +135,18 @@ def test_a_model_that_changed_under_the_service_is_not_served(tiny_reward_model,
         load_whole(CONFIG, model)
 
 
+def test_a_model_that_changes_while_it_is_loaded_is_told_as_that(tiny_reward_model, tmp_path, monkeypatch):
+    (model,) = copies(tiny_reward_model, tmp_path, 1)
+
+    def load(folder, **settings):
+        (folder / "config.json").write_text("{")
+        raise ModelError("cannot be loaded as a reward model")
+
+    monkeypatch.setattr(models, "load", load)
+    with pytest.raises(StaleModelError, match="c0's model has changed since the service was deployed; deploy again"):
+        load_whole(CONFIG, model)
+
+
 def test_a_model_that_was_removed_under_the_service_is_one_line_and_costs_nobody_a_place(tiny_reward_model, tmp_path):
     all_of_them = copies(tiny_reward_model, tmp_path, 2)
     config = CONFIG.model_copy(update={"max_loaded_models": 1, "max_cached_rewards": 0})

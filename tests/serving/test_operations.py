@@ -104,6 +104,19 @@ def test_a_killed_replica_costs_no_answer(deploy, adapter_run):
         time.sleep(0.5)
 
 
+def test_deadlines_are_kept_while_no_replica_is_there(deploy, adapter_run):
+    url = deploy("gone", run_dir=adapter_run.run_dir)
+    (victim,) = replicas("gone")
+    os.kill(victim, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(victim)] if psutil.pid_exists(victim) else [], timeout=5)
+    start = time.monotonic()
+    answer = httpx.post(f"{url}/v1/score", json=question(0), headers=HEADERS | {"X-Deadline-S": "0.5"}, timeout=60)
+    assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
+    assert time.monotonic() - start < 6, "a new one takes eight seconds and more"
+    answer = httpx.post(f"{url}/v1/score", json=question(0), headers=HEADERS, timeout=90)
+    assert answer.status_code == 200, "it waits for the new replica where there is time"
+
+
 def replicas(application: str) -> list[int]:
     """Process ids."""
     names = f"ServeReplica:{application}:"

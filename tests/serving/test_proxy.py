@@ -5,6 +5,8 @@ import json
 from collections.abc import Sequence
 
 import pytest
+from ray.serve._private.constants import SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER
+from ray.serve._private.http_util import parse_request_timeout_header
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,6 +47,7 @@ def asked(app: ASGIApp, headers: Sequence[tuple[bytes, bytes]] = (), *, method: 
         (PlainTextResponse("Deployment is unavailable.", 503), 503, "no replica answered, it died or is not there yet"),
         (Response(status_code=503), 503, "no replica answered, it died or is not there yet"),
         (nobody, 503, "no replica answered, it died or is not there yet"),
+        (PlainTextResponse("Request 1 timed out after 3s.", 408), 503, "not answered in time, no replica is there"),
     ],
 )
 def test_where_no_replica_answered_the_refusal_is_json_and_says_when_to_come_back(unanswered, status, error):
@@ -63,6 +66,7 @@ def test_where_no_replica_answered_the_refusal_is_json_and_says_when_to_come_bac
         JSONResponse({"error": "busy: 9 responses wait"}, 429, headers={"Retry-After": "7", "X-Own": "kept"}),
         JSONResponse({"error": "not answered within 60 s"}, 503, headers={"Retry-After": "3"}),
         Response(b'{"error": "late"}', 503, media_type="application/json; charset=utf-8"),
+        JSONResponse({"error": "body: 3 bytes came in 10 s and no end; send it faster"}, 408),
         PlainTextResponse("scpo_requests_total 3.0"),
         PlainTextResponse("gone", 404),
         PlainTextResponse("Internal Server Error", 500),
@@ -84,9 +88,12 @@ class Router:
         await PlainTextResponse("scored", self.status)(scope, receive, send)
 
     def sees(self, *headers: tuple[bytes, bytes], method: str = "POST") -> list[tuple[bytes, bytes]]:
-        """Of a request, which is answered in any case."""
+        """Of a request, which is answered in any case; without the time that Ray Serve's proxy gives it."""
         assert asked(self.refuse, headers, method=method).body == b"scored"
-        return self.headers
+        *found, (name, value) = self.headers
+        assert name == SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER.encode()
+        self.timeout_s = parse_request_timeout_header({name: value}, None)
+        return found
 
     def knows(self, name: bytes, *, header: bytes = HEADER) -> bool:
         """Whether a request for this model is routed by its name."""
@@ -120,6 +127,31 @@ def test_whoever_got_no_answer_makes_no_name_known():
 @pytest.mark.parametrize("value", [b"\xff", b"0.001", b"?1"])
 def test_callers_do_not_set_the_proxys_own_limits(name, value):
     assert Router().sees((name, value), (b"host", b"x")) == [(b"host", b"x")]
+
+
+@pytest.mark.parametrize(
+    ("deadline", "seconds"),
+    [
+        (b"3", 5.0),
+        (b"0.5", 2.5),
+        *((value, 90.0) for value in (b"1e9", b"-1", b"0", b"nan", b"inf", b"soon", b"\xff")),
+    ],
+)
+@pytest.mark.parametrize("name", [b"x-deadline-s", b"X-Deadline-S"])
+def test_the_proxy_gives_up_soon_after_the_callers_deadline(name, deadline, seconds):
+    router = Router()
+    assert router.sees((name, deadline)) == [(name, deadline)]
+    assert router.timeout_s == seconds
+
+
+def test_operators_say_how_long_a_request_may_take(monkeypatch):
+    router = Router()
+    router.sees()
+    assert router.timeout_s == 90.0
+    monkeypatch.setenv("SCPO_SERVE_REQUEST_TIMEOUT_S", "7.5")
+    router = Router()
+    router.sees((b"x-deadline-s", b"30"))
+    assert router.timeout_s == 7.5
 
 
 def test_web_sockets_are_refused_before_anybody_sees_them():
