@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from scpo_ray.errors import ArtifactError, ConfigError, ModelError
 from scpo_ray.serving.catalog import read_catalog
 from scpo_ray.serving.settings import settings_of
 from scpo_ray.serving.tokens import Tokens
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,23 @@ from scpo_ray.serving.tokens import Tokens
 def test_settings_that_cannot_be_meant(arguments, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         settings_of(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["max_mapped_gib=-1"], "max_mapped_gib: Input should be greater than or equal to 0"),
+        ([], "{run}/global_model: no such artifact; run jobs/train_global.py first"),
+    ],
+)
+def test_serve_run_refuses_in_one_line(tmp_path, arguments, message):
+    command = [Path(sys.executable).with_name("serve"), "run", "serve.reward:app", f"run_dir={tmp_path}"]
+    done = subprocess.run(
+        [*command, "authentication=off", *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+    )
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if "scripts.py" not in line]  # Ray's own
+    assert told == ["Error: " + message.replace("{run}", str(tmp_path))]
 
 
 def test_text_from_the_command_line_becomes_numbers():
@@ -140,7 +161,7 @@ def test_the_digest_changes_with_the_models(copied):
 def test_the_deployments_yaml_is_one_that_ray_serve_and_the_service_take():
     from ray.serve.schema import ServeDeploySchema
 
-    content = yaml.safe_load((Path(__file__).parents[2] / "serve/reward.yaml").read_text())
+    content = yaml.safe_load((ROOT / "serve/reward.yaml").read_text())
     schema = ServeDeploySchema.model_validate(content)
     (application,) = schema.applications
     config = settings_of(application.args)
