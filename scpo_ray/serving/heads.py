@@ -4,10 +4,13 @@ Ray Serve lets nobody name a protocol class, so what uvicorn's `auto` stands for
 """
 
 import asyncio
+import math
 import os
 
 import uvicorn.protocols.http.auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from scpo_ray.errors import ConfigError
 
 TIMEOUT_VARIABLE = "SCPO_SERVE_HEAD_TIMEOUT_S"
 _DEFAULT_TIMEOUT_S = 10.0
@@ -135,9 +138,30 @@ class BoundedHeads(HttpToolsProtocol):
 
 def timeout_s() -> float:
     """Seconds for a head."""
-    return float(os.environ.get(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S))
+    return seconds_of(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S)
+
+
+def seconds_of(variable: str, default: float) -> float:
+    """A limit that the environment names.
+
+    Raises:
+        ConfigError: it is no number above 0.
+    """
+    value = os.environ.get(variable, str(default))
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"{variable}: {value[:40]!r} is no number of seconds above 0")
+    return seconds
 
 
 def bound() -> None:
-    """For every HTTP server that this process starts from now on."""
+    """For every HTTP server that this process starts from now on.
+
+    Raises:
+        ConfigError: `SCPO_SERVE_HEAD_TIMEOUT_S` is no number above 0.
+    """
+    seconds_of(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S)
     uvicorn.protocols.http.auto.AutoHTTPProtocol = BoundedHeads

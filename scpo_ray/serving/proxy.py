@@ -6,7 +6,6 @@ Ray Serve's proxies load this where the cluster is started with
 """
 
 import math
-import os
 
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
@@ -44,7 +43,7 @@ class Refuse:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._timeout_s = float(os.environ.get(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S))
+        self._timeout_s = heads.seconds_of(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S)
         self._names: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,6 +114,11 @@ def _is_of_the_proxy(start: Message) -> bool:
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray Serve's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`: called in a proxy before its server starts."""
+    """For Ray Serve's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`: called in a proxy before its server starts.
+
+    Raises:
+        ConfigError: a limit that the environment names is no number above 0.
+    """
+    heads.seconds_of(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S)
     heads.bound()
     return [Middleware(Refuse)]

@@ -10,6 +10,7 @@ from ray.serve._private.http_util import parse_request_timeout_header
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from scpo_ray.errors import ConfigError
 from scpo_ray.serving import proxy
 from scpo_ray.serving.proxy import Refuse
 
@@ -152,6 +153,14 @@ def test_operators_say_how_long_a_request_may_take(monkeypatch):
     router = Router()
     router.sees((b"x-deadline-s", b"30"))
     assert router.timeout_s == 7.5
+
+
+@pytest.mark.parametrize("variable", ["SCPO_SERVE_REQUEST_TIMEOUT_S", "SCPO_SERVE_HEAD_TIMEOUT_S"])
+@pytest.mark.parametrize("value", ["soon", "0", "-3", "nan", "inf", ""])
+def test_a_limit_that_means_nothing_stops_the_proxy(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=f"{variable}: '{value}' is no number of seconds above 0"):
+        proxy.middlewares()
 
 
 def test_web_sockets_are_refused_before_anybody_sees_them():
