@@ -122,8 +122,11 @@ class RewardScorer(BatchScorer):
             return False
         if self._weights is None:
             self._weights = ReplaceableWeights(self._model)
-        is_mapped = self._device.type == "cpu"
-        if not self._weights.take(folder, (MappedWeights(0) if mapped is None else mapped) if is_mapped else None):
+        if self._device.type != "cpu":
+            mapped = None  # copied into the device's memory
+        elif mapped is None:
+            mapped = MappedWeights(max_bytes=0)
+        if not self._weights.take(folder, mapped):
             return False
         self._folder = folder
         return True

@@ -148,13 +148,19 @@ def seconds_of(variable: str, default: float) -> float:
         ConfigError: it is no number above 0.
     """
     value = os.environ.get(variable, str(default))
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
+    seconds = positive(value)
+    if seconds is None:
         raise ConfigError(f"{variable}: {value[:40]!r} is no number of seconds above 0")
     return seconds
+
+
+def positive(text: str | bytes) -> float | None:
+    """The finite number above 0 that a text is; None where it is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < math.inf else None
 
 
 def bound() -> None:

@@ -5,8 +5,6 @@ Ray Serve's proxies load this where the cluster is started with
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=scpo_ray.serving.proxy:middlewares
 """
 
-import math
-
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -88,7 +86,8 @@ class Refuse:
                 unknown = value
                 continue
             if known == _DEADLINE:
-                timeout_s = min(timeout_s, _seconds(value) + _GRACE_S)
+                asked_s = heads.positive(value)  # else the replica refuses
+                timeout_s = timeout_s if asked_s is None else min(timeout_s, asked_s + _GRACE_S)
             found.append((name, value))
         found.append((_TIMEOUT, b"%f" % timeout_s))
         return found, unknown
@@ -96,15 +95,6 @@ class Refuse:
     def _learn(self, name: bytes | None) -> None:
         if name is not None and len(self._names) < _MAX_NAMES:
             self._names.add(name)
-
-
-def _seconds(value: bytes) -> float:
-    """A deadline; infinite where it is none, which the replica refuses."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        return math.inf
-    return seconds if seconds > 0 else math.inf
 
 
 def _is_of_the_proxy(start: Message) -> bool:
