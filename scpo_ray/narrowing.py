@@ -45,7 +45,7 @@ def _last_layer(model: nn.Module) -> nn.Module | None:
     config = getattr(model, "config", None)
     if config is None or config.model_type not in _ENCODERS or getattr(config, "chunk_size_feed_forward", 0):
         return None
-    if config.model_type.startswith("deberta") and config.num_hidden_layers == 1:
-        return None  # its first layer may be followed by a convolution over all tokens
+    if getattr(config, "conv_kernel_size", 0) and config.num_hidden_layers == 1:
+        return None  # DeBERTa's first layer may be followed by a convolution over all tokens
     ending = f"encoder.layer.{config.num_hidden_layers - 1}"
     return next((module for name, module in model.named_modules() if name.endswith(ending)), None)

@@ -5,8 +5,8 @@ A reward reads one token of each sequence, so the last layer's MLP, most of that
 (narrowing.py). In a decoder what a token becomes depends on those before it alone: neighbours that begin alike, as the
 responses to one context do, share what they begin with. Rewards equal those of padded batches up to rounding.
 
-This is for CPUs and for architectures that take attention from transformers' registry and add nothing to it (no sliding
-windows, no biases by distance); others, and GPUs, get padded batches.
+This is for CPUs, for architectures that take attention from transformers' registry and add nothing to it (no sliding
+windows), and for DeBERTa, whose scores depend on distances (disentangled.py); others, and GPUs, get padded batches.
 """
 
 import threading
@@ -23,6 +23,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from scpo_ray.core.batching import families_of
+from scpo_ray.disentangled import attend_in_runs
 from scpo_ray.formatting import TokenSequence
 from scpo_ray.models import writes_in_forward
 from scpo_ray.narrowing import narrow_decoder, narrow_encoder
@@ -31,7 +32,7 @@ _ATTENTION = "scpo_packed"
 _LARGEST_TENSOR, _LEAST_TOKENS = 48 * 2**20, 2048
 """Bytes of a layer's inner values in one pass of training. Larger passes are no faster, and take as much more memory."""
 
-_ENCODERS = ("bert", "roberta", "xlm-roberta")
+_ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta-v2")
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -89,8 +90,11 @@ class Packer:
             model.base_model.embeddings.padding_idx if "roberta" in model.config.model_type else None
         )
         self._here = threading.local()
-        AttentionInterface.register(_ATTENTION, _attend)
-        model.config._attn_implementation = _ATTENTION
+        if model.config.model_type == "deberta-v2":
+            attend_in_runs(model, lambda: self._here.runs)
+        else:
+            AttentionInterface.register(_ATTENTION, _attend)
+            model.config._attn_implementation = _ATTENTION
         if self._is_encoder:
             narrow_encoder(model, lambda: self._here.read)
             if getattr(model.base_model, "pooler", None) is not None:  # takes the first token of every row
@@ -104,43 +108,56 @@ class Packer:
         """Whether sequences that begin alike can share what they begin with."""
         return not self._is_encoder
 
-    def pack(self, sequences: Sequence[TokenSequence], *, shares: bool = False) -> PackedBatch:
+    def pack(
+        self, sequences: Sequence[TokenSequence], *, shares: bool = False, by_length: bool = False
+    ) -> PackedBatch:
         """One batch.
 
         Args:
             shares: neighbours that begin alike have that in the row once, where the architecture allows it.
+            by_length: whether the row has its sequences by length, in place of their order.
         """
         ids = [torch.tensor(sequence.input_ids) for sequence in sequences]
-        families = families_of([sequence.input_ids for sequence in sequences]) if shares and self.can_share else []
-        families = families or [(1, 0)] * len(ids)
-        pieces: list[tuple[Tensor, int, int]] = []  # a sequence, and from where to where it is in the row
+        pieces: list[tuple[int, int, int]] = []  # a sequence, and from where to where it is in the row
         parts: list[Run | Family] = []
-        read, size, first = [], 0, 0
-        for number, shared in families:
-            members, first, start = ids[first : first + number], first + number, size
+        read, size = [0] * len(ids), 0
+        for shared, members in self._families(sequences, shares=shares, by_length=by_length):
+            start = size
             if shared:
                 pieces.append((members[0], 0, shared))
                 size += shared
-            for each in members:
-                place = self._read(each)
-                read.append(place + (size - shared if place >= shared else start))
-                pieces.append((each, shared, len(each)))
-                size += len(each) - shared
-            own = tuple(len(each) - shared for each in members)
+            for index in members:
+                place = self._read(ids[index])
+                read[index] = place + (size - shared if place >= shared else start)
+                pieces.append((index, shared, len(ids[index])))
+                size += len(ids[index]) - shared
+            own = tuple(len(ids[index]) - shared for index in members)
             parts.append(Family(shared, own) if shared else Run(1, own[0]))
-        tokens = {
-            "input_ids": torch.cat([each[start:end] for each, start, end in pieces]).unsqueeze(0),
-            "position_ids": torch.cat([self._positions(each)[start:end] for each, start, end in pieces]).unsqueeze(0),
-        }
+        rows = {"input_ids": ids, "position_ids": [self._positions(each) for each in ids]}
         if sequences[0].token_type_ids is not None:
-            tokens["token_type_ids"] = torch.tensor(
-                [[kind for sequence in sequences for kind in sequence.token_type_ids or ()]]
-            )
+            rows["token_type_ids"] = [torch.tensor(sequence.token_type_ids) for sequence in sequences]
+        tokens = {
+            name: torch.cat([row[index][start:end] for index, start, end in pieces]).unsqueeze(0)
+            for name, row in rows.items()
+        }
         return PackedBatch(tokens, _merged(parts), torch.tensor(read))
+
+    def _families(
+        self, sequences: Sequence[TokenSequence], *, shares: bool, by_length: bool
+    ) -> list[tuple[int, range]]:
+        """(tokens that are shared, which sequences share them), in the row's order."""
+        families = families_of([sequence.input_ids for sequence in sequences]) if shares and self.can_share else []
+        found, end = [], 0
+        for number, shared in families or [(1, 0)] * len(sequences):
+            found.append((shared, range(end, end + number)))
+            end += number
+        if by_length:
+            found.sort(key=lambda each: (each[0], *(len(sequences[index].input_ids) for index in each[1])))
+        return found
 
     def inputs_of(self, sequences: Sequence[TokenSequence]) -> dict[str, Any]:
         """One batch, as the model's forward pass takes it."""
-        return self.pack(sequences, shares=True).inputs
+        return self.pack(sequences, shares=True, by_length=True).inputs
 
     def _positions(self, ids: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
         """As transformers numbers them: RoBERTa counts what is not padding, wherever it stands."""
@@ -172,18 +189,20 @@ class Packer:
     ) -> SequenceClassifierOutput:
         """In place of the model's own; adapters around it pass on a few settings that say nothing here."""
         kinds = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        self._here.read = read
+        self._here.read, self._here.runs = read, runs
         try:
             found = self._model.base_model(
                 input_ids=input_ids, position_ids=position_ids, **kinds, use_cache=False, runs=runs
             )
         finally:
-            self._here.read = None
+            self._here.read = self._here.runs = None
         states = found.last_hidden_state[0]
         if not self._is_encoder:
             rewards = self._model.score(states[read])
         elif self._model.config.model_type == "bert":
             rewards = self._model.classifier(found.pooler_output)
+        elif self._model.config.model_type == "deberta-v2":
+            rewards = self._model.classifier(self._model.pooler(states.unsqueeze(1)))
         else:
             rewards = self._model.classifier(states.unsqueeze(1))
         return SequenceClassifierOutput(logits=rewards.reshape(-1, 1))
@@ -204,6 +223,7 @@ def can_pack(model: PreTrainedModel) -> bool:
         and not getattr(config, "is_decoder", False)
         and getattr(config, "is_causal", None) is None  # decoders that are told to look both ways
         and not getattr(config, "chunk_size_feed_forward", 0)
+        and not getattr(config, "conv_kernel_size", 0)
         and getattr(config, "position_embedding_type", "absolute") == "absolute"
         and window is None
         and set(layers) == {"full_attention"}

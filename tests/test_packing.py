@@ -15,7 +15,10 @@ from tests.one_by_one import rewards_one_by_one
 SIZES = {"vocab_size": 50, "hidden_size": 48, "num_hidden_layers": 3, "max_position_embeddings": 40, "pad_token_id": 1}
 HEADS = {"num_attention_heads": 4, "intermediate_size": 96, "num_labels": 1}
 GROUPED = {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": None, "bos_token_id": None, "eos_token_id": 2}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
+DISENTANGLED = RELATIVE | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}
 ARCHITECTURES = {
+    "deberta-v2": DISENTANGLED | {"type_vocab_size": 0},
     "bert": {},
     "roberta": {},
     "xlm-roberta": {},
@@ -200,12 +203,18 @@ def test_encoders_share_nothing():
     assert packer.pack(sequences, shares=True).runs == [(2, 28)]
 
 
-def test_neighbours_of_equal_length_attend_together():
+def test_sequences_of_equal_length_attend_together():
     packer = Packer(made("bert"))
-    batch = packer.pack(sequences_of(packer._model))
+    sequences = sequences_of(packer._model)
+    batch = packer.pack(sequences)
     assert batch.runs == [(1, 1), (3, 7), (1, 30), (1, 2), (2, 16), (1, 5)]
     assert batch.read.tolist() == [0, 1, 8, 15, 22, 52, 54, 70, 86]
-    assert Packer(made("llama")).pack(sequences_of(packer._model)).read.tolist() == [0, 7, 14, 21, 51, 53, 69, 85, 90]
+    assert Packer(made("llama")).pack(sequences).read.tolist() == [0, 7, 14, 21, 51, 53, 69, 85, 90]
+    batch = packer.pack(sequences, by_length=True)
+    assert batch.runs == [(1, 1), (1, 2), (1, 5), (3, 7), (2, 16), (1, 30)]
+    assert batch.read.tolist() == [0, 8, 15, 22, 61, 1, 29, 45, 3]
+    inputs = Packer(made("llama")).inputs_of(relatives(packer._model))
+    assert inputs["runs"] == [(1, 2), (1, 5), (1, 30), (17, (1, 1)), (20, (3, 10, 1))]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +223,7 @@ def test_neighbours_of_equal_length_attend_together():
         ("mistral", {"sliding_window": 8}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
-        ("deberta-v2", {}),
+        ("deberta-v2", {"conv_kernel_size": 3}),
         ("llama", {"is_causal": False}),
         ("bert", {"chunk_size_feed_forward": 4}),
         ("gemma2", GROUPED | {"sliding_window": 8}),
