@@ -108,9 +108,7 @@ class Packer:
         """Whether sequences that begin alike can share what they begin with."""
         return not self._is_encoder
 
-    def pack(
-        self, sequences: Sequence[TokenSequence], *, shares: bool = False, by_length: bool = False
-    ) -> PackedBatch:
+    def pack(self, sequences: Sequence[TokenSequence], *, shares: bool = False, by_length: bool = False) -> PackedBatch:
         """One batch.
 
         Args:
