@@ -11,7 +11,7 @@ Source: He et al. (2021), DeBERTa: Decoding-enhanced BERT with Disentangled Atte
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -68,16 +68,18 @@ def _attend(
     sizes = [number * length for number, length in runs()]
     split = (each.split(sizes, dim=1) for each in (query, key, value))
     for run, run_query, run_key, run_value in zip(runs(), *split, strict=True):
-        by_sequence = [each.unflatten(1, run) for each in (run_query, run_key, run_value)]
-        scores = by_sequence[0] @ by_sequence[1].transpose(-1, -2)  # [heads, sequences, query, key]
+        by_position = []  # each [heads, sequences, query, key]
         if of_keys is not None:
             near = _middle(of_keys, run[1]).flip(1)
-            scores = scores + shifted((run_query @ near.transpose(-1, -2)).unflatten(1, run))
+            by_position.append(shifted((run_query @ near.transpose(-1, -2)).unflatten(1, run)))
         if of_queries is not None:
             near = _middle(of_queries, run[1])
-            scores = scores + shifted((run_key @ near.transpose(-1, -2)).unflatten(1, run)).transpose(-1, -2)
-        attended = scores.softmax(-1) @ by_sequence[2]
-        found.append(attended.flatten(1, 2))
+            by_position.append(shifted((run_key @ near.transpose(-1, -2)).unflatten(1, run)).transpose(-1, -2))
+        by_sequence = [each.unflatten(1, run) for each in (run_query, run_key, run_value)]
+        scores = by_sequence[0] @ by_sequence[1].transpose(-1, -2)
+        if by_position:
+            scores = scores + reduce(torch.add, by_position)  # these first: small ones round to less
+        found.append((scores.softmax(-1) @ by_sequence[2]).flatten(1, 2))
     return torch.cat(found, dim=1).transpose(0, 1).flatten(1).unsqueeze(0), None
 
 

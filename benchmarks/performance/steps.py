@@ -1,8 +1,8 @@
 """What each step towards the ceiling is worth: everything, and everything but one, in turn; beside what its FLOPs predict.
 
-python -m benchmarks.performance.steps FOLDER [ROUNDS [CONVERSATIONS [MODEL]]]
+python -m benchmarks.performance.steps FOLDER [ROUNDS [CONVERSATIONS [MODEL [DATA]]]]
 
-MODEL (workload.py) in float32 on a part of the PRISM-shaped responses, in this process: RewardScorer from texts to rewards, and
+MODEL in float32 on a part of the responses of DATA (workload.py), in this process: RewardScorer from texts to rewards, and
 the training step's forward and backward passes. A ratio below 1 is what is lost without the step.
 """
 
@@ -22,7 +22,7 @@ from benchmarks.performance.rounds import Comparison, Measured
 from benchmarks.performance.scoring import Work as ScoringWork
 from benchmarks.performance.training import Work as TrainingWork
 from benchmarks.performance.training import fresh, make_work
-from benchmarks.performance.workload import MODELS, prepared, shape_of
+from benchmarks.performance.workload import DATA, MODELS, prepared, shape_of
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.core.batching import families_of, packed_batches, token_budget_batches
 from scpo_ray.core.model_size import forward_flops
@@ -36,24 +36,24 @@ from scpo_ray.training.step import collate_items, normalizers, part_loss
 EVERYTHING, NUM_RESPONSES = "everything", 240
 
 
-def main(folder: str, rounds: str = "5", conversations: str = "60", model: str = "minilm") -> None:
-    """Measure; tables on stdout, all figures in FOLDER/steps_scoring_MODEL.json and steps_training_MODEL.json."""
+def main(folder: str, rounds: str = "5", conversations: str = "60", model: str = "minilm", data: str = "prism") -> None:
+    """Measure; tables on stdout, all figures in FOLDER/steps_scoring_MODEL_DATA.json and steps_training_MODEL_DATA.json."""
     torch.set_num_threads(2)
     place = Path(folder).absolute()
     connect()
-    known = prepared(place, int(conversations), model)
+    known = prepared(place, int(conversations), model, data)
     score.run(known)
-    command = f"python -m benchmarks.performance.steps FOLDER {rounds} {conversations} {model}"
-    about = f"{MODELS[model]}, float32, {conversations} PRISM-shaped conversations, in one process"
+    command = f"python -m benchmarks.performance.steps FOLDER {rounds} {conversations} {model} {data}"
+    about = f"{MODELS[model]}, float32, {DATA[data].format(conversations=conversations)}, in one process"
     work = Scoring(ScoringWork(known))
-    lessons = Training(make_work(place, int(conversations), 1, model))
+    lessons = Training(make_work(place, int(conversations), 1, model, data=data))
     for part, unit, ways, notes in (
         ("scoring", "tokens", work.ways(), work.predictions()),
         ("training", "pairs", lessons.ways(), lessons.predictions()),
     ):
-        comparison = Comparison(f"Steps: {part}, {model}", command, unit, f"{about}.", notes=notes)
+        comparison = Comparison(f"Steps: {part}, {model}, {data}", command, unit, f"{about}.", notes=notes)
         comparison.run(ways, int(rounds))
-        comparison.write(place / f"steps_{part}_{model}.json")
+        comparison.write(place / f"steps_{part}_{model}_{data}.json")
         print(comparison.table())
 
 
@@ -130,8 +130,10 @@ class Training:
             "responses once for each of their pairs": (packed, pairs, packer.inputs_of, self._most),
             "the batch in one pass": (packed, data, packer.inputs_of, 10**9),
         }
+        in_order: InputsOf = lambda sequences: packer.pack(sequences, shares=True).inputs  # noqa: E731
+        self._ways["responses in the batch's order"] = (packed, data, in_order, self._most)
         if packer.can_share:
-            alone: InputsOf = lambda sequences: packer.pack(sequences, shares=False).inputs  # noqa: E731
+            alone: InputsOf = lambda sequences: packer.pack(sequences, by_length=True).inputs  # noqa: E731
             self._ways["contexts once for each response"] = (packed, data, alone, self._most)
 
     def ways(self) -> Mapping[str, Callable[[], Measured]]:
@@ -162,6 +164,7 @@ class Training:
             "with padding": f"tokens predict {total / padded:.2f}",
             "responses once for each of their pairs": f"tokens predict {total / repeated:.2f}",
             "the batch in one pass": "as many FLOPs, and more memory",
+            "responses in the batch's order": "as many FLOPs, in more calls: those of equal length no longer attend together",
         }
         if "contexts once for each response" in self._ways:
             shared = 0

@@ -1,0 +1,70 @@
+"""What torch.compile would bring: the bare model's passes beside those of the same model compiled.
+
+python -m benchmarks.performance.compiled FOLDER [ROUNDS [MODEL]]
+
+MODEL (workload.py) on batches of eight lengths that pad nothing, in float32 and under bfloat16's autocast, forwards and
+forwards with backwards. It is compiled once, for batches of any shape; the seconds that this takes are said, and not counted.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.performance.rounds import Comparison, Measured
+from benchmarks.performance.workload import MODELS, bare_model, prepared
+from scpo_ray import models
+from scpo_ray.artifacts import RunDirectory
+from scpo_ray.runtime import connect
+
+LENGTHS, TOKENS = (40, 73, 128, 201, 300, 333, 400, 512), 2048
+
+
+def main(folder: str, rounds: str = "5", model: str = "minilm") -> None:
+    """Measure; tables on stdout, all figures in FOLDER/compiled_PART_MODEL.json."""
+    torch.set_num_threads(2)
+    connect()
+    directory = RunDirectory(prepared(Path(folder).absolute(), 12, model).run_dir)
+    bare, other = bare_model(directory), bare_model(directory)
+    for each in (bare, other):
+        models.prepare_for_training(each, dropout=False, gradient_checkpointing=False)
+    compiled = torch.compile(other, dynamic=True)
+    for part, trains in (("scoring", False), ("training", True)):
+        ways: dict[str, Callable[[], Measured]] = {
+            name: lambda way=way, bfloat16=bfloat16, trains=trains: passes(way, bfloat16=bfloat16, trains=trains)
+            for bfloat16, ending in ((False, ""), (True, ", bfloat16"))
+            for name, way in ((f"as it is{ending}", bare), (f"compiled{ending}", compiled))
+        }
+        start = time.perf_counter()
+        for way in ways.values():
+            way()
+        seconds = time.perf_counter() - start
+        comparison = Comparison(
+            f"torch.compile: {part}, {model}",
+            f"python -m benchmarks.performance.compiled FOLDER {rounds} {model}",
+            "tokens",
+            f"{MODELS[model]}, batches of about {TOKENS:,} tokens without padding; autocast in bfloat16. Compiling and a first "
+            f"round took {seconds:.0f} s.",
+        )
+        comparison.run(ways, int(rounds))
+        comparison.write(Path(folder) / f"compiled_{part}_{model}.json")
+        print(comparison.table())
+
+
+def passes(model: Callable[..., object], *, bfloat16: bool, trains: bool) -> Measured:
+    """One batch of each length."""
+    draw = torch.Generator().manual_seed(0)
+    batches = [torch.randint(1000, 8000, (TOKENS // length, length), generator=draw) for length in LENGTHS]
+    start = time.perf_counter()
+    for batch in batches:
+        with torch.set_grad_enabled(trains), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            rewards = model(input_ids=batch).logits
+        if trains:
+            rewards.sum().backward()
+    return Measured(sum(batch.numel() for batch in batches), time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
