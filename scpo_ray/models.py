@@ -246,6 +246,7 @@ def shape_of(folder: Path) -> TransformerShape:
         num_positions=0 if is_gated else config.max_position_embeddings,
         gated_mlp=is_gated,
         biases=not is_gated,
+        writes_scores=config.model_type.startswith("deberta"),
     )
 
 

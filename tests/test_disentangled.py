@@ -1,6 +1,7 @@
 """DeBERTa's attention in packed rows, beside transformers' own on each sequence by itself."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
 from scpo_ray import models
+from scpo_ray.core.model_size import activation_bytes
 from scpo_ray.disentangled import shifted
 from scpo_ray.formatting import TokenSequence
 from scpo_ray.packing import Packer, can_pack
@@ -101,6 +103,29 @@ def test_short_texts_meet_only_the_distances_that_they_have(long_model):
     packer = Packer(model)
     packer.rewards(packer.pack([TokenSequence([5] * length, None, False) for length in (30, 9)]))
     assert rows == [39, 59]  # tokens, then distances from -29 to 29
+
+
+def test_plans_know_that_scores_are_written(long_model, tmp_path):
+    """What autograd keeps of two texts of 400 tokens, within a third; scores are most of it."""
+    long_model.save_pretrained(tmp_path)
+    shape = models.shape_of(tmp_path)
+    model = copy.deepcopy(long_model)
+    batch = Packer(model).inputs_of([TokenSequence([5] * 400, None, False)] * 2)
+    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(**batch)
+    settings = {"num_tokens": 800, "length": 400, "bytes_per_value": 4, "checkpointing": False, "eager": False}
+    expected = activation_bytes(shape, **settings)
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.33)
+    assert activation_bytes(replace(shape, writes_scores=False), **settings) < expected / 2
+    del output
 
 
 def test_bfloat16_stays_as_close_as_in_transformers(long_model):

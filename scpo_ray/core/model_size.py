@@ -30,6 +30,8 @@ class TransformerShape:
     """Three matrices per MLP (Llama, Qwen), or two (BERT, DeBERTa)."""
 
     biases: bool = False
+    writes_scores: bool = False
+    """Attention that no fused kernel computes (DeBERTa), whatever is asked for."""
 
     @property
     def layer_matrices(self) -> tuple[tuple[int, int], ...]:
@@ -132,16 +134,16 @@ def activation_bytes(
     """Bytes that a micro-batch keeps for its backward pass.
 
     Per token and layer: both normalisations' inputs and outputs (4 h), queries, keys, values, the attention's output, and the
-    MLP's inner values (gated: 4, else 2 of the inner size); with eager attention its scores twice. Checkpointing keeps a
+    MLP's inner values (gated: 4, else 2 of the inner size); with attention that writes its scores these twice. Checkpointing keeps a
     layer's input of every layer and the rest of one layer at a time.
 
     Args:
         num_tokens: padded tokens of a micro-batch.
-        eager: attention that writes its scores, heads x length per token; fused kernels keep none.
+        eager: attention that writes its scores, heads x length per token; fused kernels keep none. The shape may say so too.
     """
     attention = shape.head_size * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     inner = (4 if shape.gated_mlp else 2) * shape.intermediate_size
-    scores = 2 * shape.num_heads * length if eager else 0
+    scores = 2 * shape.num_heads * length if eager or shape.writes_scores else 0
     layer = 4 * shape.hidden_size + attention + inner + scores
     per_token = shape.num_layers * shape.hidden_size + layer if checkpointing else shape.num_layers * layer
     return num_tokens * bytes_per_value * per_token
