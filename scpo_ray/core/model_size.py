@@ -134,8 +134,8 @@ def activation_bytes(
     """Bytes that a micro-batch keeps for its backward pass.
 
     Per token and layer: both normalisations' inputs and outputs (4 h), queries, keys, values, the attention's output, and the
-    MLP's inner values (gated: 4, else 2 of the inner size); with attention that writes its scores these twice. Checkpointing keeps a
-    layer's input of every layer and the rest of one layer at a time.
+    MLP's inner values (gated: 4, else 2 of the inner size); where attention writes its scores, these twice. Checkpointing keeps
+    a layer's input of every layer and the rest of one layer at a time.
 
     Args:
         num_tokens: padded tokens of a micro-batch.
