@@ -22,7 +22,7 @@ Runs = Callable[[], Sequence[tuple[int, int]]]
 
 
 def attend_in_runs(model: nn.Module, runs: Runs) -> None:
-    """Replace the attention of a DeBERTa of the second kind. Gradients flow; nothing is dropped out.
+    """Replace the attention of a DeBERTa v2 or v3. Gradients flow; nothing is dropped out.
 
     Args:
         model: a sequence classifier, bare: adapters may come around its maps later. It has no convolution.
@@ -37,7 +37,7 @@ def attend_in_runs(model: nn.Module, runs: Runs) -> None:
         return None if found is None else torch.cat([found[0, 0].flip(0), found[0, 1:, 0]])
 
     encoder.get_rel_pos = distances  # what it gives is handed to every layer
-    encoder.get_attention_mask = lambda mask: mask  # as is that; nothing is masked
+    encoder.get_attention_mask = lambda mask: mask  # handed to every layer too; nothing is masked
     for layer in encoder.layer:
         attention = layer.attention.self
         attention.forward = partial(_attend, attention, runs)
@@ -62,12 +62,12 @@ def _attend(
     query, key, value = (
         _by_head(module, project(states[0])) for project in (module.query_proj, module.key_proj, module.value_proj)
     )
-    query = query / math.sqrt(query.shape[-1] * (1 + len({"c2p", "p2c"} & set(module.pos_att_type))))
-    of_keys, of_queries = _positions(module, relative_pos, rel_embeddings)
-    found = []
-    sizes = [number * length for number, length in runs()]
-    split = (each.split(sizes, dim=1) for each in (query, key, value))
-    for run, run_query, run_key, run_value in zip(runs(), *split, strict=True):
+    scale = math.sqrt(query.shape[-1] * (1 + len({"c2p", "p2c"} & set(module.pos_att_type))))
+    query = query / scale
+    of_keys, of_queries = _positions(module, relative_pos, rel_embeddings, scale)
+    found, parts = [], runs()
+    split = (each.split([number * length for number, length in parts], dim=1) for each in (query, key, value))
+    for run, run_query, run_key, run_value in zip(parts, *split, strict=True):
         by_position = []  # each [heads, sequences, query, key]
         if of_keys is not None:
             near = _middle(of_keys, run[1]).flip(1)
@@ -78,20 +78,27 @@ def _attend(
         by_sequence = [each.unflatten(1, run) for each in (run_query, run_key, run_value)]
         scores = by_sequence[0] @ by_sequence[1].transpose(-1, -2)
         if by_position:
-            scores = scores + reduce(torch.add, by_position)  # these first: small ones round to less
+            scores = scores + reduce(torch.add, by_position)  # small ones first: they round to less
         found.append((scores.softmax(-1) @ by_sequence[2]).flatten(1, 2))
     return torch.cat(found, dim=1).transpose(0, 1).flatten(1).unsqueeze(0), None
 
 
 def _positions(
-    module: nn.Module, buckets: Int[Tensor, " distances"] | None, embeddings: Float[Tensor, "buckets hidden"] | None
+    module: nn.Module,
+    buckets: Int[Tensor, " distances"] | None,
+    embeddings: Float[Tensor, "buckets hidden"] | None,
+    scale: float,
 ) -> tuple[Float[Tensor, "heads distances size"] | None, Float[Tensor, "heads distances size"] | None]:
-    """What content meets in the places of keys and of queries, for every distance; None for what the model leaves out."""
+    """What content meets in the places of keys and of queries, for every distance; None for what the model leaves out.
+
+    Args:
+        scale: that queries are divided by.
+    """
     if buckets is None or embeddings is None:
         return None, None
     span = module.pos_ebd_size
     places = torch.clamp(buckets.long() + span, 0, 2 * span - 1)
-    first, last = int(places[0]), int(places[-1])
+    first, last = int(places.min()), int(places.max())
     embeddings = embeddings[first : last + 1]  # the others belong to distances that no sequence has
     is_every_distance = bool((places.diff() == 1).all())
 
@@ -103,7 +110,6 @@ def _positions(
     if "c2p" in module.pos_att_type:
         found[0] = projected(module.key_proj if module.share_att_key else module.pos_key_proj)
     if "p2c" in module.pos_att_type:
-        scale = math.sqrt(module.attention_head_size * (1 + len({"c2p", "p2c"} & set(module.pos_att_type))))
         found[1] = projected(module.query_proj if module.share_att_key else module.pos_query_proj) / scale
     return found[0], found[1]
 

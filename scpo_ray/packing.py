@@ -6,7 +6,8 @@ A reward reads one token of each sequence, so the last layer's MLP, most of that
 responses to one context do, share what they begin with. Rewards equal those of padded batches up to rounding.
 
 This is for CPUs, for architectures that take attention from transformers' registry and add nothing to it (no sliding
-windows), and for DeBERTa, whose scores depend on distances (disentangled.py); others, and GPUs, get padded batches.
+windows), and for DeBERTa v2 and v3 without a convolution, whose scores depend on distances (disentangled.py); others, and
+GPUs, get padded batches.
 """
 
 import threading
@@ -30,7 +31,7 @@ from scpo_ray.narrowing import narrow_decoder, narrow_encoder
 
 _ATTENTION = "scpo_packed"
 _LARGEST_TENSOR, _LEAST_TOKENS = 48 * 2**20, 2048
-"""Bytes of a layer's inner values in one pass of training. Larger passes are no faster, and take as much more memory."""
+"""Bytes of a layer's MLP's inner values in one pass of training. Larger passes are no faster, and take as much more memory."""
 
 _ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta-v2")
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3")

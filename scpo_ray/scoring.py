@@ -68,6 +68,8 @@ class BatchScorer:
         self._packer = Packer(self._model) if packs else None
         self.shares = packs and self._packer is not None and self._packer.can_share
         """Whether neighbours in a batch share the tokens that they begin with."""
+        self.sorts = True
+        """Whether a row has its sequences by length, in place of the batch's order."""
         self._folder = folder
         self.formatter = Formatter(loaded.tokenizer, format_config)
         self._bfloat16 = uses_bfloat16(precision, self._device)
@@ -78,7 +80,8 @@ class BatchScorer:
         """Rewards of one batch, one forward pass."""
         with self._turn, torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             if self._packer is not None:
-                return self._packer.rewards(self._packer.pack(sequences, shares=self.shares)).float().numpy()
+                batch = self._packer.pack(sequences, shares=self.shares, by_length=self.sorts)
+                return self._packer.rewards(batch).float().numpy()
             inputs = self.formatter.pad(sequences)
             logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
         return logits.float().squeeze(-1).cpu().numpy()

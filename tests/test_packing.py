@@ -1,6 +1,7 @@
 """Packed passes against each sequence through the model by itself, for every architecture that is packed."""
 
 import copy
+import zlib
 
 import numpy as np
 import peft
@@ -31,12 +32,13 @@ LENGTHS = [1, 7, 7, 7, 30, 2, 16, 16, 5]
 
 
 def made(model_type, **changes):
-    config = AutoConfig.for_model(model_type, **SIZES, **HEADS, **ARCHITECTURES.get(model_type, {}) | changes)
-    torch.manual_seed(3)
+    config = AutoConfig.for_model(model_type, **SIZES | HEADS | ARCHITECTURES.get(model_type, {}) | changes)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))  # fresh biases are zero, fresh norms one
+        for name, parameter in model.named_parameters():  # by name: two models differ where their settings do
+            draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            is_norm = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(is_norm + 0.3 * torch.randn(parameter.shape, generator=draw))
     return model
 
 

@@ -16,6 +16,7 @@ from scpo_ray.formatting import Formatter
 from scpo_ray.precision import native_bfloat16, uses_bfloat16
 from scpo_ray.scoring import RewardScorer
 from tests.one_by_one import rewards_one_by_one
+from tests.small_models import deberta
 
 WORDS = ["fix", "the", "boat", "with", "care", "and", "decide", "it", "together", "or", "keep", "to", "facts"]
 FORMAT = FormatConfig(max_tokens=64)
@@ -38,13 +39,21 @@ def bert(tmp_path_factory):
     return _save("bert", tmp_path_factory.mktemp("bert"))
 
 
+@pytest.fixture(scope="module", params=["bert", "deberta"])
+def encoder(request, tmp_path_factory):
+    return _save(request.param, tmp_path_factory.mktemp(request.param))
+
+
 def _save(architecture, folder):
-    config = ModelConfig(architecture=architecture, hidden_size=32, num_heads=1)
-    made = models.make(config, texts=WORDS, max_tokens=96, seed=0)
-    with torch.no_grad():
-        for parameter in made.model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)  # fresh weights are so small that all rewards are nearly equal
+    if architecture == "deberta":
+        made = deberta(" ".join(WORDS), seed=0)
+    else:
+        config = ModelConfig(architecture=architecture, hidden_size=32, num_heads=1)
+        made = models.make(config, texts=WORDS, max_tokens=96, seed=0)
+        with torch.no_grad():
+            for parameter in made.model.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(5)  # fresh weights are so small that all rewards are nearly equal
     models.save(made.model, made.tokenizer, folder)
     return folder
 
@@ -144,9 +153,9 @@ def four_threads():
     torch.set_num_threads(before)
 
 
-def test_on_a_cpu_two_passes_run_side_by_side_on_half_of_the_threads_each(bert, four_threads):
+def test_on_a_cpu_two_passes_run_side_by_side_on_half_of_the_threads_each(encoder, four_threads):
     contexts, responses = _texts(24)
-    scorer = _scorer(bert, tokens_per_batch=200)
+    scorer = _scorer(encoder, tokens_per_batch=200)
     met, threads = threading.Barrier(2, timeout=30), []
 
     def meet(module, args, kwargs):
@@ -156,7 +165,7 @@ def test_on_a_cpu_two_passes_run_side_by_side_on_half_of_the_threads_each(bert, 
 
     scorer._model.base_model.register_forward_pre_hook(meet, with_kwargs=True)
     scores = scorer.score(contexts, responses)
-    np.testing.assert_allclose(scores.rewards, _one_by_one(bert, contexts, responses), atol=1e-5)
+    np.testing.assert_allclose(scores.rewards, _one_by_one(encoder, contexts, responses), atol=1e-5)
     assert len(threads) == scores.cost.num_forward_passes > 3
     assert set(threads) == {2}
     assert torch.get_num_threads() == 4, "the caller's own"

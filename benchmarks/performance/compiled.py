@@ -29,7 +29,7 @@ def main(folder: str, rounds: str = "5", model: str = "minilm") -> None:
     directory = RunDirectory(prepared(Path(folder).absolute(), 12, model).run_dir)
     bare, other = bare_model(directory), bare_model(directory)
     for each in (bare, other):
-        models.prepare_for_training(each, dropout=False, gradient_checkpointing=False)
+        models.prepare_for_training(each, dropout=False, gradient_checkpointing=False, is_narrow=True)
     compiled = torch.compile(other, dynamic=True)
     for part, trains in (("scoring", False), ("training", True)):
         ways: dict[str, Callable[[], Measured]] = {

@@ -255,7 +255,7 @@ class AdapterScorer(BatchScorer):
             device=device,
             safetensors_only=True,
         )
-        self.shares = False  # a token's row has one community
+        self.shares = self.sorts = False  # a token's row has one community, and communities their places
         self._index = {community: index for index, community in enumerate(adapters)}
         self._selection = Selection()
         self._fit(folder, [Adapter({}, {}) if path is None else read_adapter(path) for path in adapters.values()])
@@ -271,7 +271,10 @@ class AdapterScorer(BatchScorer):
         num_tokens = Counter[int]()
         for row, sequence in zip(rows, sequences, strict=True):
             num_tokens[row] += len(sequence.input_ids)
-        order = sorted(range(len(rows)), key=lambda place: (-num_tokens[rows[place]], rows[place], place))
+        order = sorted(
+            range(len(rows)),
+            key=lambda place: (-num_tokens[rows[place]], rows[place], len(sequences[place].input_ids), place),
+        )
         communities_in_order = list(dict.fromkeys(rows[place] for place in order))
         self._selection.rows = torch.tensor([rows[place] for place in order])
         self._selection.segments = {
