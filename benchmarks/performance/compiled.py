@@ -3,15 +3,18 @@
 python -m benchmarks.performance.compiled FOLDER [ROUNDS [MODEL]]
 
 MODEL (workload.py) on batches of eight lengths that pad nothing, in float32 and under bfloat16's autocast, forwards and
-forwards with backwards. It is compiled once, for batches of any shape; the seconds that this takes are said, and not counted.
+forwards with backwards. It is compiled for batches of any shape; the seconds that this takes are said, and not counted. Frozen weights are constants of
+the compiled code, in the order that its products read them; another model's cannot take their place.
 """
 
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.performance.rounds import Comparison, Measured
 from benchmarks.performance.workload import MODELS, bare_model, prepared
@@ -27,15 +30,18 @@ def main(folder: str, rounds: str = "5", model: str = "minilm") -> None:
     torch.set_num_threads(2)
     connect()
     directory = RunDirectory(prepared(Path(folder).absolute(), 12, model).run_dir)
-    bare, other = bare_model(directory), bare_model(directory)
-    for each in (bare, other):
-        models.prepare_for_training(each, dropout=False, gradient_checkpointing=False, is_narrow=True)
-    compiled = torch.compile(other, dynamic=True)
+    bare, compiled, frozen = (fresh(directory) for _ in range(3))
+    kinds = {
+        "as it is": bare,
+        "compiled": torch.compile(compiled, dynamic=True),
+        "weights frozen": torch.compile(frozen, dynamic=True, options={"freezing": True}),
+    }
     for part, trains in (("scoring", False), ("training", True)):
         ways: dict[str, Callable[[], Measured]] = {
-            name: lambda way=way, bfloat16=bfloat16, trains=trains: passes(way, bfloat16=bfloat16, trains=trains)
+            f"{name}{ending}": partial(passes, way, bfloat16=bfloat16, trains=trains)
             for bfloat16, ending in ((False, ""), (True, ", bfloat16"))
-            for name, way in ((f"as it is{ending}", bare), (f"compiled{ending}", compiled))
+            for name, way in kinds.items()
+            if not (trains and name == "weights frozen")
         }
         start = time.perf_counter()
         for way in ways.values():
@@ -51,6 +57,13 @@ def main(folder: str, rounds: str = "5", model: str = "minilm") -> None:
         comparison.run(ways, int(rounds))
         comparison.write(Path(folder) / f"compiled_{part}_{model}.json")
         print(comparison.table())
+
+
+def fresh(directory: RunDirectory) -> PreTrainedModel:
+    """The bare model; nothing is dropped."""
+    model = bare_model(directory)
+    models.prepare_for_training(model, dropout=False, gradient_checkpointing=False, is_narrow=True)
+    return model.eval()
 
 
 def passes(model: Callable[..., object], *, bfloat16: bool, trains: bool) -> Measured:
