@@ -3,8 +3,8 @@
 python -m benchmarks.performance.compiled FOLDER [ROUNDS [MODEL]]
 
 MODEL (workload.py) on batches of eight lengths that pad nothing, in float32 and under bfloat16's autocast, forwards and
-forwards with backwards. It is compiled for batches of any shape; the seconds that this takes are said, and not counted. Frozen weights are constants of
-the compiled code, in the order that its products read them; another model's cannot take their place.
+forwards with backwards. It is compiled for batches of any shape; the seconds that this takes are said, and not counted. Frozen
+weights are constants of the compiled code, in the order that its products read them; another model's cannot take their place.
 """
 
 import sys
