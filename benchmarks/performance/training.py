@@ -90,6 +90,11 @@ class Work:
         margins = rewards[sides[:, 0]] - rewards[sides[:, 1]]
         return Learned(-logsigmoid(margins).mean().item(), (margins > 0).float().mean().item(), len(margins))
 
+    def test_once(self, model: PreTrainedModel, losses: dict[str, "Learned"], way: str) -> None:
+        """In the first round: all rounds learn the same."""
+        if way not in losses:
+            losses[way] = self.test(model)
+
     @property
     def learning_rate(self) -> float:
         """Of every way, without a schedule."""
@@ -220,7 +225,7 @@ def ours(work: Work, precision: str, losses: dict[str, Learned], stages: list[Me
         len(work.sequences[index].input_ids) for batch in work.steps for item in batch for index in item.responses
     ), "the pairs are those that the others see"
     name = "scpo_ray" if precision == "float32" else "scpo_ray, bfloat16"
-    losses[name] = work.test(bare_model(work.directory))
+    work.test_once(bare_model(work.directory), losses, name)
     return Measured(work.num_pairs, metrics["wall_time_s"])
 
 
@@ -268,7 +273,7 @@ def with_trl(work: Work, losses: dict[str, Learned], *, bfloat16: bool) -> Measu
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    losses["TRL, bfloat16" if bfloat16 else "TRL"] = work.test(model)
+    work.test_once(model, losses, "TRL, bfloat16" if bfloat16 else "TRL")
     return Measured(work.num_pairs, seconds)
 
 
@@ -289,7 +294,7 @@ def plain(work: Work, losses: dict[str, Learned]) -> Measured:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     seconds = time.perf_counter() - start
-    losses["plain loop"] = work.test(model)
+    work.test_once(model, losses, "plain loop")
     return Measured(work.num_pairs, seconds)
 
 
