@@ -17,9 +17,10 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.performance.rounds import Comparison, Measured
-from benchmarks.performance.workload import MODELS, bare_model, prepared
+from benchmarks.performance.workload import MODELS, bare_model, peaks, prepared, shape_of
 from scpo_ray import models
 from scpo_ray.artifacts import RunDirectory
+from scpo_ray.core.model_size import TransformerShape, forward_flops, training_flops
 from scpo_ray.runtime import connect
 
 LENGTHS, TOKENS = (40, 73, 128, 201, 300, 333, 400, 512), 2048
@@ -29,7 +30,8 @@ def main(folder: str, rounds: str = "5", model: str = "minilm") -> None:
     """Measure; tables on stdout, all figures in FOLDER/compiled_PART_MODEL.json."""
     torch.set_num_threads(2)
     connect()
-    directory = RunDirectory(prepared(Path(folder).absolute(), 12, model).run_dir)
+    config = prepared(Path(folder).absolute(), 12, model)
+    directory, model_shape, found = RunDirectory(config.run_dir), shape_of(config), peaks()
     bare, compiled, frozen = (fresh(directory) for _ in range(3))
     kinds = {
         "as it is": bare,
@@ -52,11 +54,21 @@ def main(folder: str, rounds: str = "5", model: str = "minilm") -> None:
             f"python -m benchmarks.performance.compiled FOLDER {rounds} {model}",
             "tokens",
             f"{MODELS[model]}, batches of about {TOKENS:,} tokens without padding; autocast in bfloat16. Compiling and a first "
-            f"round took {seconds:.0f} s.",
+            f"round of all ways took {seconds:.0f} s.",
+            flops=flops(model_shape, trains=trains),
+            peaks=found,
         )
         comparison.run(ways, int(rounds))
         comparison.write(Path(folder) / f"compiled_{part}_{model}.json")
         print(comparison.table())
+
+
+def flops(shape: TransformerShape, *, trains: bool) -> float:
+    """Of a token, in the mean over the batches."""
+    totals = [TOKENS // length * length for length in LENGTHS]
+    count = training_flops if trains else forward_flops
+    each = (count(shape, num_tokens=total, mean_length=length) for total, length in zip(totals, LENGTHS, strict=True))
+    return sum(each) / sum(totals)
 
 
 def fresh(directory: RunDirectory) -> PreTrainedModel:

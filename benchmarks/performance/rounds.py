@@ -90,11 +90,11 @@ class Comparison:
 def machine() -> str:
     """The processor and its cores."""
     described = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
-    names = [line.split(":", 1)[1].strip() for line in described.splitlines() if line.startswith("Model name")]
-    flags = next((line for line in described.splitlines() if line.startswith("Flags")), "").split()
-    has = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-    cores = next((line.split()[-1] for line in described.splitlines() if line.startswith("CPU(s):")), "?")
-    return f"{cores} cores of {next(iter(names), platform.processor())} ({', '.join(has)})"
+    known = dict(line.split(":", 1) for line in described.splitlines() if ":" in line)
+    about = {name.strip(): value.strip() for name, value in known.items()}
+    has = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in about.get("Flags", "").split()]
+    kind = f"family {about.get('CPU family', '?')} model {about.get('Model', '?')}"  # names may hide the generation
+    return f"{about.get('CPU(s)', '?')} cores of {about.get('Model name', platform.processor())}, {kind} ({', '.join(has)})"
 
 
 def versions() -> dict[str, str]:
