@@ -4,10 +4,12 @@ python -m benchmarks.gpu FOLDER [SIZE [ROUNDS [CONVERSATIONS [DEVICE]]]]      # 
 
 Needs torch, transformers and this package alone: what is measured is what Ray's actors and DeepSpeed's ranks call inside
 (RewardScorer; collate, part_loss and backward, with torch's AdamW). A Llama-shaped model with random weights takes
-PRISM-shaped texts (benchmarks/prism.py). First a few rewards and gradients are compared with float32 on the CPU; then all
-ways take turns. DEVICE cpu runs the same on a machine without a GPU. TRL takes part where it is installed.
+PRISM-shaped texts (benchmarks/prism.py). First a few rewards and gradients are compared with float32 on the CPU, and must
+agree; then all ways take turns, with an update a step each. DEVICE cpu runs the same on a machine without a GPU. TRL takes
+part where it is installed. Training takes 16 bytes a parameter and more: 8B are for scoring on devices of 141 GB.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +42,7 @@ SIZES = {
     "8B": ModelConfig(hidden_size=4096, num_layers=29, num_heads=32, vocab_size=16_000),
 }
 MAX_TOKENS, CEILING_TOKENS, LOOP_BATCH, PUBLISHED_LENGTH = 1024, 8192, 16, 512
+LARGEST_DIFFERENCE, LEAST_COSINE = 0.1, 0.99
 NUM_COMPARED, STEPS, INTERACTIONS_PER_STEP, MICRO_TOKENS, LEARNING_RATE = 32, 3, 32, 8192, 1e-5
 NOTES = {
     "scoring": {
@@ -245,11 +248,14 @@ def compared_rewards(work: Work) -> str:
         scorer = RewardScorer(work.folder, format_config=format_config(), precision=name, device=device)
         rewards[device, name] = scorer.score(work.contexts[few], work.responses[few]).rewards
     exact, found = rewards["cpu", "float32"], rewards[str(work.device), "bfloat16"]
-    off, spread = np.abs(found - exact).max(), exact.std()
-    return (
-        f"Rewards in bfloat16 of {len(exact)} responses are off float32's on the CPU by {off / spread:.3f} of their standard "
-        "deviation at most."
+    off = np.abs(found - exact).max() / exact.std()
+    about = (
+        f"Rewards in bfloat16 of {len(exact)} responses are off float32's on the CPU by {off:.3f} of their standard deviation "
+        "at most."
     )
+    if not off < LARGEST_DIFFERENCE:
+        sys.exit(f"{work.device}: {about} That is more than {LARGEST_DIFFERENCE}: nothing is measured")
+    return about
 
 
 def compared_gradients(work: Work) -> str:
@@ -261,7 +267,10 @@ def compared_gradients(work: Work) -> str:
         backward(model, items, work, device, bfloat16=bfloat16)
         found.append(torch.cat([each.grad.flatten().cpu() for each in model.parameters() if each.grad is not None]))
     cosine = torch.nn.functional.cosine_similarity(*found, dim=0).item()
-    return f"The gradient of two interactions has a cosine of {cosine:.5f} with float32's on the CPU."
+    about = f"The gradient of two interactions has a cosine of {cosine:.5f} with float32's on the CPU."
+    if not cosine > LEAST_COSINE:
+        sys.exit(f"{work.device}: {about} That is less than {LEAST_COSINE}: nothing is measured")
+    return about
 
 
 def backward(
@@ -334,24 +343,27 @@ def ours(work: Work) -> Measured:
 
 
 def plain(work: Work, length: int | None, *, bfloat16: bool) -> Measured:
-    """Pairs as they come, both sides in one pass, padded to the longest or to `length`; one step a batch."""
+    """Pairs as they come, both sides in one pass padded to the longest, or each by itself padded to `length`."""
     model = work.model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    pairs = [pair for step in work.steps() for item in step for pair in item.pairs]
+
+    def backward_of(pairs: Sequence[Preference], *, num_pairs: int) -> None:
+        sides = [[work.sequences[pair.chosen] for pair in pairs], [work.sequences[pair.rejected] for pair in pairs]]
+        passes = [sides[0] + sides[1]] if length is None else sides
+        with torch.autocast(work.device.type, torch.bfloat16, enabled=bfloat16):
+            inputs = [_moved(work.formatter.pad(each, multiple=length or 1), work.device) for each in passes]
+            rewards = torch.cat([model(**each).logits.squeeze(-1).float() for each in inputs])
+        (-logsigmoid(rewards[: len(pairs)] - rewards[len(pairs) :]).sum() / num_pairs).backward()
 
     def run() -> None:
-        for rows in pieces(range(len(pairs)), LOOP_BATCH):
-            sides = [work.sequences[pairs[row].chosen] for row in rows] + [
-                work.sequences[pairs[row].rejected] for row in rows
-            ]
-            inputs = work.formatter.pad(sides, multiple=length or 1)
-            with torch.autocast(work.device.type, torch.bfloat16, enabled=bfloat16):
-                rewards = model(**_moved(inputs, work.device)).logits.squeeze(-1).float()
-            (-logsigmoid(rewards[: len(rows)] - rewards[len(rows) :]).mean()).backward()
+        for step in work.steps():
+            pairs = [pair for item in step for pair in item.pairs]
+            for rows in pieces(range(len(pairs)), LOOP_BATCH):
+                backward_of([pairs[row] for row in rows], num_pairs=len(pairs))
             optimizer.step()
             optimizer.zero_grad()
 
-    return Measured(len(pairs), timed(work.device, run))
+    return Measured(num_pairs(work), timed(work.device, run))
 
 
 def with_trl(work: Work) -> Measured:
@@ -367,6 +379,7 @@ def with_trl(work: Work) -> Measured:
     settings = RewardConfig(
         output_dir=str(work.folder.parent / "trl"),
         per_device_train_batch_size=LOOP_BATCH,
+        gradient_accumulation_steps=math.ceil(math.ceil(len(pairs) / LOOP_BATCH) / STEPS),
         num_train_epochs=1,
         max_length=None,
         gradient_checkpointing=False,
