@@ -49,7 +49,7 @@ def main(folder: str, rounds: str = "5", conversations: str = "200") -> None:
         "The whole pipeline",
         f"python -m benchmarks.performance.pipeline FOLDER {rounds} {conversations}",
         "pairs",
-        f"MiniLM, seven communities with {conversations} PRISM-shaped conversations together; pairs that reward models learned from.",
+        f"MiniLM, seven communities with {conversations} PRISM-shaped conversations in all; pairs that models learned from.",
     )
     for _ in range(int(rounds)):
         found = ours(config)
