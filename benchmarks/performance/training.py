@@ -176,8 +176,8 @@ def main(
         "scpo_ray": f"its steps; start and end of the stage: {start:.0f} s more; then {losses['scpo_ray']}",
         "scpo_ray, bfloat16": f"`precision auto` where the processor has it; then {losses['scpo_ray, bfloat16']}",
         "TRL, bfloat16": f"the same with `bf16`; then {losses['TRL, bfloat16']}",
-        "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, no checkpointing of gradients; updates: {work.num_updates(TRL_BATCH)}; then "
-        f"{losses['TRL']}",
+        "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, gradients not checkpointed; {work.num_updates(TRL_BATCH)} updates; "
+        f"then {losses['TRL']}",
         "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; then {losses['plain loop']}",
         "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; the first {PUBLISHED_STEPS} timed",
     }
