@@ -266,25 +266,21 @@ def with_trl(
     *,
     bfloat16: bool,
     batch_size: int = TRL_BATCH,
-    by_length: bool = False,
 ) -> Measured:
     """RewardTrainer with tokens made before.
 
     Args:
         batch_size: pairs of a pass.
-        by_length: passes of pairs of about the same length, in place of chance's.
     """
     pairs = [pair for step in work.pairs for pair in step]
     chosen, rejected = work.of_pairs(pairs)
     rows = {
         "chosen_ids": [one.input_ids for one in chosen],
         "rejected_ids": [one.input_ids for one in rejected],
-        "length": [max(len(one.input_ids), len(other.input_ids)) for one, other in zip(chosen, rejected, strict=True)],
     }
     settings = RewardConfig(
         output_dir=str(Path(work.config.run_dir).parent / "trl"),
         per_device_train_batch_size=batch_size,
-        train_sampling_strategy="group_by_length" if by_length else "random",
         gradient_accumulation_steps=work.batches_per_update(batch_size),
         num_train_epochs=1,
         learning_rate=work.learning_rate,
