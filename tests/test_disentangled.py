@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
 from scpo_ray import models
 from scpo_ray.core.model_size import activation_bytes
@@ -60,27 +59,13 @@ def test_the_variants_are_different_models():
 @pytest.fixture(scope="module")
 def long_model():
     """Distances, buckets and sizes of heads as in DeBERTa-v3-base."""
-    torch.manual_seed(0)
-    shape = DebertaV2Config(
-        vocab_size=100,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=256,
-        max_position_embeddings=512,
-        relative_attention=True,
-        position_buckets=256,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        type_vocab_size=0,
-        num_labels=1,
-    )
-    model = AutoModelForSequenceClassification.from_config(shape).eval()
+    sizes = {"vocab_size": 100, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    far = {"max_position_embeddings": 512, "position_buckets": 256}
+    model = made("deberta-v2", **DISENTANGLED | {"type_vocab_size": 0, "intermediate_size": 256} | sizes | far)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "embeddings" not in name:
+                parameter.mul_(0.4)  # wider maps
     return model
 
 
