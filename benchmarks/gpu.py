@@ -13,39 +13,29 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from benchmarks.gpu_work import Work, flops_per_pair, flops_per_token, format_config, num_pairs, prepared, seen
 from benchmarks.performance.batches import rectangles
 from benchmarks.performance.rounds import Comparison, Measured
-from benchmarks.prism import write_prism
 from scpo_ray import models
-from scpo_ray.config import FormatConfig, ModelConfig, OptimizationConfig, PrismConfig
+from scpo_ray.config import OptimizationConfig
 from scpo_ray.core.batching import token_budget_batches
-from scpo_ray.core.model_size import TransformerShape, forward_flops, training_flops
-from scpo_ray.datasets import prism
-from scpo_ray.formatting import Formatter, TokenSequence
 from scpo_ray.scoring import RewardScorer
-from scpo_ray.training.batches import Item, Preference, PreferenceSet
+from scpo_ray.training.batches import Item, Preference
 from scpo_ray.training.step import collate_items, normalizers, part_loss
 
-SIZES = {
-    "tiny": ModelConfig(hidden_size=64, num_layers=2, num_heads=2),
-    "0.1B": ModelConfig(hidden_size=768, num_layers=12, num_heads=12, vocab_size=16_000),
-    "1B": ModelConfig(hidden_size=2048, num_layers=18, num_heads=16, vocab_size=16_000),
-    "8B": ModelConfig(hidden_size=4096, num_layers=29, num_heads=32, vocab_size=16_000),
-}
 ONLY_SCORED = ("8B",)
 """Training takes 16 bytes a parameter and more."""
-MAX_TOKENS, CEILING_TOKENS, LOOP_BATCH, PUBLISHED_LENGTH = 1024, 8192, 16, 512
+CEILING_TOKENS, LOOP_BATCH, PUBLISHED_LENGTH = 8192, 16, 512
 LARGEST_DIFFERENCE, LEAST_COSINE = 0.1, 0.99
-NUM_COMPARED, STEPS, INTERACTIONS_PER_STEP, MICRO_TOKENS, LEARNING_RATE = 32, 3, 32, 8192, 1e-5
+NUM_COMPARED, MICRO_TOKENS, LEARNING_RATE = 32, 8192, 1e-5
 NOTES = {
     "scoring": {
         "ceiling, bfloat16": "forward pass on batches without padding, tokens given",
@@ -56,31 +46,6 @@ NOTES = {
         "as published": f"float32, padded to {PUBLISHED_LENGTH}",
     },
 }
-
-
-@dataclass(frozen=True)
-class Work:
-    """A model on disk, and formatted responses with their pairs."""
-
-    folder: Path
-    device: torch.device
-    formatter: Formatter
-    shape: TransformerShape
-    contexts: list
-    responses: list[str]
-    sequences: list[TokenSequence]
-    interactions: list[list[int]]
-    """Responses of each."""
-    data: PreferenceSet
-
-    def model(self, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> PreTrainedModel:
-        """A fresh copy."""
-        found = AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=dtype)
-        return found.to(device or self.device)
-
-    def steps(self) -> list[list[Item]]:
-        """What every way of training sees."""
-        return list(self.data.batches(batch_size=INTERACTIONS_PER_STEP, seed=0, first_step=0, num_steps=STEPS))
 
 
 def main(folder: str, size: str = "1B", rounds: str = "5", conversations: str = "200", device: str = "cuda") -> None:
@@ -138,64 +103,6 @@ def measure_training(work: Work, comparison: Comparison, rounds: int) -> None:
     comparison.run(ways, rounds)
 
 
-def format_config() -> FormatConfig:
-    """Of every way."""
-    return FormatConfig(max_tokens=MAX_TOKENS)
-
-
-def prepared(folder: Path, size: str, conversations: int, device: torch.device) -> Work:
-    """Texts and model; written once."""
-    write_prism(folder / "prism", conversations)
-    dataset = prism.read(PrismConfig(path=str(folder / "prism")), min_score_gap=0.0)
-    rows = dataset.responses.to_pylist()
-    place = folder / f"model_{size}"
-    if not place.exists():
-        texts = [
-            text for row in rows for text in (row["response"], *(message["content"] for message in row["context"]))
-        ]
-        made = models.make(SIZES[size], texts=texts, max_tokens=MAX_TOKENS, seed=0)
-        models.save(made.model, made.tokenizer, place)
-    tokenizer = models.load_tokenizer(place)
-    formatter = Formatter(tokenizer, format_config())
-    contexts, responses = [row["context"] for row in rows], [row["response"] for row in rows]
-    sequences = formatter.format(contexts, responses)
-    position = {row["response_id"]: index for index, row in enumerate(rows)}
-    preferences = [
-        Preference(
-            row["interaction_id"], row["prompt_id"], position[row["chosen_id"]], position[row["rejected_id"]], 1.0, 0.0
-        )
-        for row in dataset.pairs.sort_by("pair_id").to_pylist()
-    ]
-    interactions: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        interactions.setdefault(row["interaction_id"], []).append(index)
-    data = PreferenceSet(sequences, preferences, batching="interactions")
-    return Work(
-        place,
-        device,
-        formatter,
-        shape_of(SIZES[size], tokenizer),
-        contexts,
-        responses,
-        sequences,
-        [*interactions.values()],
-        data,
-    )
-
-
-def shape_of(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> TransformerShape:
-    """Of a model that `models.make` made."""
-    return TransformerShape(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=4 * config.hidden_size,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_heads,
-        head_size=config.hidden_size // config.num_heads,
-        vocab_size=len(tokenizer),
-    )
-
-
 def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs per second of products of square matrices, the best of ten."""
     size = 8192 if device.type == "cuda" else 1024
@@ -212,30 +119,6 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
     work()
     finish()
     return time.perf_counter() - start
-
-
-def flops_per_token(work: Work) -> float:
-    """In the mean."""
-    lengths = [len(sequence.input_ids) for sequence in work.sequences]
-    mean = sum(length * length for length in lengths) / sum(lengths)
-    return forward_flops(work.shape, num_tokens=1, mean_length=mean)
-
-
-def flops_per_pair(work: Work) -> float:
-    """In the mean over the steps, each response once."""
-    lengths = [len(work.sequences[index].input_ids) for index in seen(work)]
-    mean = sum(length * length for length in lengths) / sum(lengths)
-    return training_flops(work.shape, num_tokens=sum(lengths), mean_length=mean) / num_pairs(work)
-
-
-def seen(work: Work) -> list[int]:
-    """Responses of the steps."""
-    return [index for step in work.steps() for item in step for index in item.responses]
-
-
-def num_pairs(work: Work) -> int:
-    """Of the steps."""
-    return sum(len(item.pairs) for step in work.steps() for item in step)
 
 
 def pieces(indices: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -383,7 +266,7 @@ def with_trl(work: Work) -> Measured:
     settings = RewardConfig(
         output_dir=str(work.folder.parent / "trl"),
         per_device_train_batch_size=LOOP_BATCH,
-        gradient_accumulation_steps=math.ceil(math.ceil(len(pairs) / LOOP_BATCH) / STEPS),
+        gradient_accumulation_steps=math.ceil(math.ceil(len(pairs) / LOOP_BATCH) / len(work.steps())),
         num_train_epochs=1,
         max_length=None,
         gradient_checkpointing=False,

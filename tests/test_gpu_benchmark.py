@@ -11,8 +11,8 @@ PROGRAM = """
 import sys
 for name in ("ray", "deepspeed", "vllm"):
     sys.modules[name] = None  # as if it were not installed
-from benchmarks import gpu
-gpu.STEPS, gpu.INTERACTIONS_PER_STEP = 2, 4
+from benchmarks import gpu, gpu_work
+gpu_work.STEPS, gpu_work.INTERACTIONS_PER_STEP = 2, 4
 gpu.main(sys.argv[1], "tiny", "1", "9", "cpu")
 """
 

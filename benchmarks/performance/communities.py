@@ -11,6 +11,8 @@ pairs, DeepSpeed's engine, merging, writing.
 import json
 import statistics
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.performance.workload import data_settings, prepared
@@ -23,7 +25,7 @@ TRAIN = {"max_steps": 4, "lora": LoraConfig(enabled=True, rank=16), "learning_ra
 
 
 def main(folder: str, conversations: str = "300", number: str = "") -> None:
-    """Prints a line per community, and of how many; keeps FOLDER/communities.json."""
+    """Prints a table of how time grows with their number; keeps FOLDER/communities.json."""
     place = Path(folder).absolute()
     if number:
         settings = data_settings(place, 0, "opinions") | {"communities": None}
@@ -41,15 +43,12 @@ def main(folder: str, conversations: str = "300", number: str = "") -> None:
     connect()
     for stage in (score, select):
         stage.run(config.model_copy(update={"rebuild": False}))
+    began = time.time()
     train.run(config)
-    found = overheads(RunDirectory(config.run_dir))
-    for name, (training, overhead) in found.items():
-        print(f"{name}: {training:.1f} s of steps, {overhead:.1f} s beside them")
+    found = overheads(RunDirectory(config.run_dir), began)
     rest = [overhead for _, overhead in list(found.values())[1:]]
-    print(f"second to last: {statistics.median(rest):.2f} s in the median, {max(rest):.2f} s at most")
-    for start in range(0, len(rest), 16):
-        part = rest[start : start + 16]
-        print(f"{start + 2} to {start + 1 + len(part)}: {statistics.median(part):.2f} s in the median")
+    print(f"second to last: {statistics.median(rest):.2f} s in the median, {max(rest):.2f} s at most\n")
+    print(table(list(found.values())))
     (place / "communities.json").write_text(json.dumps(found, indent=1))
 
 
@@ -66,18 +65,39 @@ def with_communities(config: Config, communities: list[str]) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"communities": tuple(communities)})})
 
 
-def overheads(directory: RunDirectory) -> dict[str, tuple[float, float]]:
-    """Model -> (seconds of its steps, seconds between the model before it and itself, beyond that), in the order of making."""
+def overheads(directory: RunDirectory, began: float) -> dict[str, tuple[float, float]]:
+    """Model -> (seconds of its steps, seconds between the model before it and itself, beyond that), in the order of making.
+
+    Args:
+        began: when the stage did, by the clock: the first model's cost is the start of the worker group, too.
+    """
     models = sorted(
         Path(directory.path("reward_models")).glob("*/manifest.json"), key=lambda path: path.stat().st_mtime
     )
-    found, before = {}, models[0].stat().st_mtime
+    found, before = {}, began
     for path in models:
         training = json.loads((path.parent / "metrics.json").read_text())["wall_time_s"]
         made = path.stat().st_mtime
         found[path.parent.name] = (training, max(0.0, made - before - training))
         before = made
     return found
+
+
+def table(each: Sequence[tuple[float, float]]) -> str:
+    """Of the first, the first two, four, ... communities: Markdown.
+
+    Args:
+        each: (seconds of its steps, seconds beside them), in the order of making.
+    """
+    rows = ["| communities | s | of these steps | beside them, each of the last |", "|---|---|---|---|"]
+    before, number = 0, 1
+    while before < len(each):
+        known, last = each[:number], [beside for _, beside in each[before:number]]
+        steps = sum(training for training, _ in known)
+        total = steps + sum(beside for _, beside in known)
+        rows.append(f"| {len(known)} | {total:.1f} | {steps:.1f} | {statistics.median(last):.2f} |")
+        before, number = number, 2 * number
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

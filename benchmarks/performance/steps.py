@@ -34,7 +34,10 @@ from scpo_ray.stages import score
 from scpo_ray.training.batches import InputsOf, PreferenceSet
 from scpo_ray.training.step import collate_items, normalizers, part_loss
 
-EVERYTHING, NUM_RESPONSES = "everything", 240
+EVERYTHING = "everything"
+SIZES = {"minilm": (240, 16)}
+"""Responses that are scored, and interactions of the training step."""
+SIZES_OF_OTHERS = 40, 2
 
 
 def main(folder: str, rounds: str = "5", conversations: str = "60", model: str = "minilm", data: str = "prism") -> None:
@@ -44,10 +47,12 @@ def main(folder: str, rounds: str = "5", conversations: str = "60", model: str =
     connect()
     known = prepared(place, int(conversations), model, data)
     score.run(known)
+    num_responses, batch_size = SIZES.get(model, SIZES_OF_OTHERS)
     command = f"python -m benchmarks.performance.steps FOLDER {rounds} {conversations} {model} {data}"
-    about = f"{MODELS[model]}, float32, {DATA[data].format(conversations=conversations)}, in one process"
-    work = Scoring(ScoringWork(known))
-    lessons = Training(make_work(place, int(conversations), 1, model, data=data))
+    about = f"{MODELS[model]}, float32, {DATA[data].format(conversations=conversations)}, in one process: "
+    about += f"{num_responses} responses, and a training step of {batch_size} interactions"
+    work = Scoring(ScoringWork(known), num_responses)
+    lessons = Training(make_work(place, int(conversations), 1, model, batch_size, data))
     for part, unit, ways, notes in (
         ("scoring", "tokens", work.ways(), work.predictions()),
         ("training", "pairs", lessons.ways(), lessons.predictions()),
@@ -61,8 +66,8 @@ def main(folder: str, rounds: str = "5", conversations: str = "60", model: str =
 class Scoring:
     """RewardScorer as it is, and without one thing each."""
 
-    def __init__(self, work: ScoringWork) -> None:
-        rows = work.part.slice(0, NUM_RESPONSES)
+    def __init__(self, work: ScoringWork, num_responses: int) -> None:
+        rows = work.part.slice(0, num_responses)
         self._texts = rows["context"].to_pylist(), rows["response"].to_pylist()
         self._sequences = work.tokens_of(rows)
         self._shape = shape_of(work.config)
