@@ -59,7 +59,7 @@ class Work:
         task = train_global.plan(self.config, self.directory)
         data, held_out = (load_preferences(task, self.formatter, split=split) for split in ("train", "test"))
         assert data is not None and held_out is not None
-        self.sequences, self.held_out = data.sequences, held_out
+        self.data, self.sequences, self.held_out = data, data.sequences, held_out
         settings = self.config.train_global
         batches = data.batches(
             batch_size=settings.batch_size,
