@@ -4,7 +4,7 @@ python -m benchmarks.performance.steps FOLDER [ROUNDS [CONVERSATIONS [MODEL [DAT
 
 MODEL in float32 on a part of the responses of DATA (workload.py), in this process: RewardScorer from texts to rewards, and
 the training step's forward and backward passes. A ratio below 1 is what is lost without the step. Where DeBERTa is padded it
-attends as transformers does, too.
+attends as transformers does, too; where a decoder is, contexts are read for each response, and its last layer's MLP for all tokens.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from benchmarks.performance.workload import DATA, MODELS, prepared, shape_of
 from scpo_ray.config import OptimizationConfig
 from scpo_ray.core.batching import families_of, packed_batches, token_budget_batches
 from scpo_ray.core.model_size import forward_flops
+from scpo_ray.narrowing import narrow_encoder
 from scpo_ray.packing import Packer, tokens_per_pass
 from scpo_ray.runtime import connect
 from scpo_ray.scoring import RewardScorer
@@ -76,6 +77,7 @@ class Scoring:
         self._scorers = {EVERYTHING: make(), "batches of 16,384 tokens": make(tokens_per_batch=16_384)}
         with patch("scpo_ray.scoring.can_pack", lambda model: False):
             self._scorers["with padding"] = make(tokens_per_batch=2048)
+            narrow_encoder(self._scorers["with padding"]._model)
         with _whole_last_layer():
             self._scorers["the last layer's MLP for all tokens"] = make()
         self._scorers["one pass after the other"] = make()
@@ -101,7 +103,8 @@ class Scoring:
             max(lengths[row] for row in rows) * len(rows)
             for rows in token_budget_batches(lengths, tokens_per_batch=2048)
         )
-        flops = forward_flops(shape, num_tokens=total, mean_length=total / len(lengths))
+        mean = sum(length * length for length in lengths) / total  # what attention's part grows with
+        flops = forward_flops(shape, num_tokens=total, mean_length=mean)
         matrices = 3 if shape.gated_mlp else 2
         last = 2 * matrices * shape.hidden_size * shape.intermediate_size * total
         found = {
@@ -129,6 +132,7 @@ class Training:
         packed = fresh(work)
         packer = Packer(packed)
         padded = fresh(work)
+        narrow_encoder(padded)
         self._most = tokens_per_pass(packed.config.intermediate_size)
         self._ways: dict[str, tuple[nn.Module, PreferenceSet, InputsOf, int]] = {
             EVERYTHING: (packed, data, packer.inputs_of, self._most),

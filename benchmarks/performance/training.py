@@ -3,7 +3,8 @@
 python -m benchmarks.performance.training FOLDER [ROUNDS [STEPS [CONVERSATIONS [MODEL [BATCH [DATA [LEARNING_RATE]]]]]]]
 
 MODEL on the majority's pairs of DATA (workload.py), in float32 and in bfloat16 (autocast, float32 masters), STEPS
-optimiser steps of BATCH interactions. All ways see the same pairs once, and update as often as far as their batches allow.
+optimiser steps of BATCH interactions, drawn at random: batches by length would be no sample of the data. All ways see the same
+pairs once, and update as often as far as their batches allow.
 scpo_ray's time is that of its steps, as its `metrics.json` says; what the whole stage takes on top, with the start of Ray's
 workers, is said beside it. The published way's speed is that of a batch; it learns from all pairs once, at the end.
 """
@@ -176,7 +177,8 @@ def main(
         "scpo_ray": f"its steps; start and end of the stage: {start:.0f} s more; then {losses['scpo_ray']}",
         "scpo_ray, bfloat16": f"`precision auto` where the processor has it; then {losses['scpo_ray, bfloat16']}",
         "TRL, bfloat16": f"the same with `bf16`; then {losses['TRL, bfloat16']}",
-        "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, gradients not checkpointed; {work.num_updates(TRL_BATCH)} updates; "
+        "TRL": f"RewardTrainer, {TRL_BATCH} pairs a batch, by length, gradients not checkpointed; "
+        f"{work.num_updates(TRL_BATCH)} updates; "
         f"then {losses['TRL']}",
         "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; then {losses['plain loop']}",
         "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; the first {PUBLISHED_STEPS} timed",
@@ -204,7 +206,7 @@ def make_work(
     known = prepared(folder, conversations, model, data)
     start = RunDirectory(known.run_dir).path("global_model")
     changes = {"model": start, "epochs": 100.0, "max_steps": steps, "batch_size": batch_size}
-    changes |= {"learning_rate": learning_rate}
+    changes |= {"learning_rate": learning_rate, "length_window": 1}
     config = Config(
         run_dir=str(folder / "training"),
         prepare=known.prepare.model_dump() | {"validation_fraction": 0.0},  # its pass would be in scpo_ray's time
@@ -266,17 +268,20 @@ def with_trl(
     *,
     bfloat16: bool,
     batch_size: int = TRL_BATCH,
+    order: str = "group_by_length",
 ) -> Measured:
     """RewardTrainer with tokens made before.
 
     Args:
         batch_size: pairs of a pass.
+        order: of transformers' Trainer; by length, batches of similar lengths come in turn.
     """
     pairs = [pair for step in work.pairs for pair in step]
     chosen, rejected = work.of_pairs(pairs)
     rows = {
         "chosen_ids": [one.input_ids for one in chosen],
         "rejected_ids": [one.input_ids for one in rejected],
+        "length": [max(len(a.input_ids), len(b.input_ids)) for a, b in zip(chosen, rejected, strict=True)],
     }
     settings = RewardConfig(
         output_dir=str(Path(work.config.run_dir).parent / "trl"),
@@ -286,6 +291,8 @@ def with_trl(
         learning_rate=work.learning_rate,
         lr_scheduler_type="constant",
         max_length=None,
+        train_sampling_strategy=order,
+        remove_unused_columns=False,  # else the lengths are
         gradient_checkpointing=False,
         bf16=bfloat16,
         use_cpu=True,

@@ -1,9 +1,8 @@
-"""Which of TRL's settings is the fastest here: RewardTrainer with several sizes of batches.
+"""Which of TRL's settings is the fastest here: RewardTrainer with several sizes of batches, by length and at random.
 
 python -m benchmarks.performance.trl_settings FOLDER [ROUNDS [STEPS [CONVERSATIONS [MODEL [BATCH [DATA]]]]]]
 
-The pairs and updates of training.py, in float32 without checkpointing of gradients. Batches by length, which transformers'
-Trainer offers, find no lengths in RewardTrainer's data (TRL 1.16).
+The pairs and updates of training.py, in float32 without checkpointing of gradients.
 """
 
 import sys
@@ -17,13 +16,13 @@ from benchmarks.performance.training import TRL_BATCH, Learned, make_work, with_
 from benchmarks.performance.workload import DATA, MODELS
 from scpo_ray.runtime import connect
 
-BATCHES = (TRL_BATCH, 2, 4, 16, 32)
+BATCHES, ORDERS = (TRL_BATCH, 4, 16, 32), ("group_by_length", "random")
 
 
 def main(
     folder: str,
     rounds: str = "5",
-    steps: str = "2",
+    steps: str = "4",
     conversations: str = "200",
     model: str = "minilm",
     batch_size: str = "16",
@@ -35,7 +34,9 @@ def main(
     work = make_work(Path(folder).absolute(), int(conversations), int(steps), model, int(batch_size), data)
     losses = dict.fromkeys(("TRL",), Learned(0.0, 0.0, 0))  # nothing is tested
     ways = {
-        f"{size} pairs a batch": partial(with_trl, work, losses, bfloat16=False, batch_size=size) for size in BATCHES
+        f"{size} pairs a batch, {order}": partial(with_trl, work, losses, bfloat16=False, batch_size=size, order=order)
+        for order in ORDERS
+        for size in BATCHES
     }
     comparison = Comparison(
         f"TRL's settings: {model}, {data}",
