@@ -232,7 +232,7 @@ def ours(work: Work) -> Measured:
 def plain(work: Work, length: int | None, *, bfloat16: bool) -> Measured:
     """Pairs as they come, both sides in one pass padded to the longest, or each by itself padded to `length`."""
     model = work.model().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
 
     def backward_of(pairs: Sequence[Preference], *, num_pairs: int) -> None:
         sides = [[work.sequences[pair.chosen] for pair in pairs], [work.sequences[pair.rejected] for pair in pairs]]
@@ -247,6 +247,7 @@ def plain(work: Work, length: int | None, *, bfloat16: bool) -> Measured:
             pairs = [pair for item in step for pair in item.pairs]
             for rows in pieces(range(len(pairs)), LOOP_BATCH):
                 backward_of([pairs[row] for row in rows], num_pairs=len(pairs))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -262,13 +263,20 @@ def with_trl(work: Work) -> Measured:
     rows = {
         "chosen_ids": [work.sequences[pair.chosen].input_ids for pair in pairs],
         "rejected_ids": [work.sequences[pair.rejected].input_ids for pair in pairs],
+        "length": [
+            max(len(work.sequences[index].input_ids) for index in (pair.chosen, pair.rejected)) for pair in pairs
+        ],
     }
     settings = RewardConfig(
         output_dir=str(work.folder.parent / "trl"),
         per_device_train_batch_size=LOOP_BATCH,
         gradient_accumulation_steps=math.ceil(math.ceil(len(pairs) / LOOP_BATCH) / len(work.steps())),
         num_train_epochs=1,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
         max_length=None,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,  # else the lengths are
         gradient_checkpointing=False,
         bf16=True,
         use_cpu=work.device.type == "cpu",

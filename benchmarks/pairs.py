@@ -12,12 +12,14 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pyarrow as pa
 
+from benchmarks.performance.rounds import machine
 from benchmarks.prism import MINORITIES, write_prism
 from scpo_ray import models
 from scpo_ray.artifacts import RunDirectory
@@ -37,7 +39,9 @@ def main(folder: str, *sizes: str) -> None:
     """Measure every size; print a table, keep results.json."""
     place = Path(folder).absolute()
     found = [measured(place, int(size)) for size in sizes or SIZES]
-    (place / "pairs.json").write_text(json.dumps(found, indent=2))
+    about = {"date": date.today().isoformat(), "machine": machine(), "sizes": found}
+    (place / "pairs.json").write_text(json.dumps(about, indent=2))
+    print(f"{about['date']}, {about['machine']}\n")
     print(
         "| pairs | responses | " + " | ".join(f"{stage}, s | GiB" for stage in STAGES) + " | together, s | peak, GiB |"
     )

@@ -31,7 +31,8 @@ from scpo_ray.narrowing import narrow_decoder, narrow_encoder
 
 _ATTENTION = "scpo_packed"
 _LARGEST_TENSOR, _LEAST_TOKENS = 48 * 2**20, 2048
-"""Bytes of a layer's MLP's inner values in one pass of training. Larger passes are no faster, and take as much more memory."""
+"""Bytes of a layer's MLP's inner values in one pass of training. Larger passes take as much more memory, and are hardly faster
+(docs/performance.md)."""
 
 _ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta-v2")
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3")

@@ -2,10 +2,11 @@
 
 python -m benchmarks.performance.profiled FOLDER [MODEL [CONVERSATIONS]]
 
-The passes of compiled.py, forwards, in float32 and in bfloat16; a table on stdout.
+The passes of compiled.py, forwards and forwards with backwards, in float32 and in bfloat16; tables on stdout.
 """
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,13 +25,13 @@ def main(folder: str, model: str = "minilm", conversations: str = "12") -> None:
     torch.set_num_threads(2)
     connect()
     bare = fresh(RunDirectory(prepared(Path(folder).absolute(), int(conversations), model).run_dir))
-    for bfloat16 in (False, True):
-        passes(bare, bfloat16=bfloat16, trains=False)
+    for trains, bfloat16 in product((False, True), repeat=2):
+        passes(bare, bfloat16=bfloat16, trains=trains)
         with profile(activities=[ProfilerActivity.CPU]) as found:
-            passes(bare, bfloat16=bfloat16, trains=False)
+            passes(bare, bfloat16=bfloat16, trains=trains)
         events = sorted(found.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
         total = sum(event.self_cpu_time_total for event in events)
-        print("bfloat16" if bfloat16 else "float32")
+        print(f"{'forwards and backwards' if trains else 'forwards'}, {'bfloat16' if bfloat16 else 'float32'}")
         for event in events[:NUM_SHOWN]:
             print(f"{event.self_cpu_time_total / total:6.1%}  {event.key}")
 

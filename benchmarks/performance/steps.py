@@ -4,7 +4,7 @@ python -m benchmarks.performance.steps FOLDER [ROUNDS [CONVERSATIONS [MODEL [DAT
 
 MODEL in float32 on a part of the responses of DATA (workload.py), in this process: RewardScorer from texts to rewards, and
 the training step's forward and backward passes. A ratio below 1 is what is lost without the step. Where DeBERTa is padded it
-attends as transformers does, too; where a decoder is, contexts are read for each response, and its last layer's MLP for all tokens.
+attends as transformers does, too; where a decoder is, nothing is shared, and its last layer's MLP is whole.
 """
 
 import contextlib
