@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from benchmarks.prism import write_prism
 from scpo_ray import models
@@ -84,25 +84,12 @@ def prepared(folder: Path, size: str, conversations: int, device: torch.device) 
         place,
         device,
         formatter,
-        shape_of(SIZES[size], tokenizer),
+        models.shape_of(place),
         contexts,
         responses,
         sequences,
         [*interactions.values()],
         data,
-    )
-
-
-def shape_of(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> TransformerShape:
-    """Of a model that `models.make` made."""
-    return TransformerShape(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=4 * config.hidden_size,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_heads,
-        head_size=config.hidden_size // config.num_heads,
-        vocab_size=len(tokenizer),
     )
 
 
