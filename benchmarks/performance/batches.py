@@ -1,11 +1,15 @@
-"""Batches that pad nothing, for ceilings. Needs torch alone."""
+"""Batches that pad nothing, for ceilings and for single training steps. Needs torch alone."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 
+from scpo_ray.config import OptimizationConfig
 from scpo_ray.core.batching import packed_batches
 from scpo_ray.formatting import TokenSequence
+from scpo_ray.training.batches import InputsOf, Item, PreferenceSet
+from scpo_ray.training.step import collate_items, normalizers, part_loss
 
 
 def rectangles(sequences: Sequence[TokenSequence], *, tokens: int) -> Iterator[torch.Tensor]:
@@ -14,3 +18,19 @@ def rectangles(sequences: Sequence[TokenSequence], *, tokens: int) -> Iterator[t
     for rows in packed_batches(lengths, tokens_per_batch=tokens):
         shortest = min(lengths[row] for row in rows)
         yield torch.tensor([sequences[row].input_ids[:shortest] for row in rows])
+
+
+def backward(model: nn.Module, items: Sequence[Item], data: PreferenceSet, inputs_of: InputsOf, *, most: int) -> int:
+    """Gradients of one global batch, as a training step makes them; gives the number of its pairs.
+
+    Args:
+        data: that the items are of.
+        most: tokens of a pass.
+    """
+    config = OptimizationConfig()
+    normalizer, num_pairs = normalizers(items, config)
+    lengths = [sum(len(data.sequences[index].input_ids) for index in item.responses) for item in items]
+    for rows in packed_batches(lengths, tokens_per_batch=most):
+        batch = collate_items([items[row] for row in rows], data, inputs_of, config)
+        part_loss(model, batch, config, normalizer=normalizer, num_pairs=num_pairs).loss.backward()
+    return num_pairs

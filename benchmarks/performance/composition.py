@@ -12,12 +12,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.performance.batches import backward
 from benchmarks.performance.training import Learned, Work, fresh, make_work
-from scpo_ray.config import OptimizationConfig
-from scpo_ray.core.batching import packed_batches
 from scpo_ray.packing import Packer, tokens_per_pass
 from scpo_ray.training.batches import PreferenceSet
-from scpo_ray.training.step import collate_items, normalizers, part_loss
 
 INTERACTIONS = 16
 WAYS = (("interactions", 16), ("interactions", 1), ("prompts", 1), ("pairs", 1))
@@ -49,21 +47,17 @@ def learned(work: Work, batching: str, window: int, steps: int, seed: int) -> tu
     data = PreferenceSet(work.sequences, work.data.preferences, batching=batching)
     interactions = len({pair.interaction_id for pair in data.preferences})
     size = round(INTERACTIONS / interactions * len(data.items))
-    model, config = fresh(work), OptimizationConfig()
+    model = fresh(work)
     packer, most = Packer(model), tokens_per_pass(model.config.intermediate_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=work.learning_rate, weight_decay=0.0, fused=True)
     num_pairs = num_tokens = 0
     for step in data.batches(batch_size=size, seed=seed, first_step=0, num_steps=steps, length_window=window):
         items = list(step)
-        normalizer, pairs = normalizers(items, config)
-        lengths = [sum(len(work.sequences[index].input_ids) for index in item.responses) for item in items]
-        for rows in packed_batches(lengths, tokens_per_batch=most):
-            batch = collate_items([items[row] for row in rows], data, packer.inputs_of, config)
-            part_loss(model, batch, config, normalizer=normalizer, num_pairs=pairs).loss.backward()
+        num_pairs += backward(model, items, data, packer.inputs_of, most=most)
+        num_tokens += sum(len(work.sequences[index].input_ids) for item in items for index in item.responses)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        num_pairs, num_tokens = num_pairs + pairs, num_tokens + sum(lengths)
     tested = fresh(work)  # which takes padded batches
     tested.load_state_dict(model.state_dict())
     return work.test(tested), num_pairs, num_tokens

@@ -19,12 +19,12 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
+from benchmarks.performance.batches import backward
 from benchmarks.performance.rounds import Comparison, Measured
 from benchmarks.performance.scoring import Work as ScoringWork
 from benchmarks.performance.training import Work as TrainingWork
 from benchmarks.performance.training import fresh, make_work
 from benchmarks.performance.workload import DATA, MODELS, prepared, shape_of
-from scpo_ray.config import OptimizationConfig
 from scpo_ray.core.batching import families_of, packed_batches, token_budget_batches
 from scpo_ray.core.model_size import forward_flops
 from scpo_ray.narrowing import narrow_encoder
@@ -33,7 +33,6 @@ from scpo_ray.runtime import connect
 from scpo_ray.scoring import RewardScorer
 from scpo_ray.stages import score
 from scpo_ray.training.batches import InputsOf, PreferenceSet
-from scpo_ray.training.step import collate_items, normalizers, part_loss
 
 EVERYTHING = "everything"
 SIZES = {"minilm": (240, 16)}
@@ -125,7 +124,6 @@ class Training:
 
     def __init__(self, work: TrainingWork) -> None:
         self._work, (self._batch,) = work, work.steps
-        self._config = OptimizationConfig()
         preferences = [pair for item in self._batch for pair in item.pairs]
         data = PreferenceSet(work.sequences, preferences, batching="interactions")
         pairs = PreferenceSet(work.sequences, preferences, batching="pairs")
@@ -152,10 +150,7 @@ class Training:
 
     def _measure(self, model: nn.Module, data: PreferenceSet, inputs_of: InputsOf, most: int) -> Measured:
         start = time.perf_counter()
-        normalizer, num_pairs = normalizers(data.items, self._config)
-        for rows in packed_batches(data.lengths, tokens_per_batch=most):
-            batch = collate_items([data.items[row] for row in rows], data, inputs_of, self._config)
-            part_loss(model, batch, self._config, normalizer=normalizer, num_pairs=num_pairs).loss.backward()
+        num_pairs = backward(model, data.items, data, inputs_of, most=most)
         seconds = time.perf_counter() - start
         model.zero_grad()
         return Measured(num_pairs, seconds)
