@@ -55,8 +55,9 @@ def format_config() -> FormatConfig:
 
 def prepared(folder: Path, size: str, conversations: int, device: torch.device) -> Work:
     """Texts and model; written once."""
-    write_prism(folder / "prism", conversations)
-    dataset = prism.read(PrismConfig(path=str(folder / "prism")), min_score_gap=0.0)
+    texts_at = folder / f"prism_{conversations}"
+    write_prism(texts_at, conversations)
+    dataset = prism.read(PrismConfig(path=str(texts_at)), min_score_gap=0.0)
     rows = dataset.responses.to_pylist()
     place = folder / f"model_{size}"
     if not place.exists():

@@ -4,7 +4,8 @@ python -m benchmarks.pairs FOLDER [CONVERSATIONS ...]      # about 8.3 pairs a c
 
 PRISM-shaped files (benchmarks/prism.py) go through the jobs as a user would start them, each in a process of its own.
 Nothing is trained, and nothing scored: eight small models take rewards that lie in the score cache already, so what is
-measured is everything else. Memory is the peak of the job and all its processes together, Ray's among them.
+measured is everything else. Memory is the peak of the job and all its processes together, Ray's among them: what they hold for
+themselves, and beside it what is resident at all.
 """
 
 import json
@@ -36,22 +37,24 @@ _POLL_S = 0.2
 
 
 def main(folder: str, *sizes: str) -> None:
-    """Measure every size; print a table, keep results.json."""
+    """Measure every size; print a table, keep FOLDER/pairs.json."""
     place = Path(folder).absolute()
     found = [measured(place, int(size)) for size in sizes or SIZES]
     about = {"date": date.today().isoformat(), "machine": machine(), "sizes": found}
     (place / "pairs.json").write_text(json.dumps(about, indent=2))
     print(f"{about['date']}, {about['machine']}\n")
     print(
-        "| pairs | responses | " + " | ".join(f"{stage}, s | GiB" for stage in STAGES) + " | together, s | peak, GiB |"
+        "| pairs | responses | "
+        + " | ".join(f"{stage}, s | GiB" for stage in STAGES)
+        + " | together, s | peak, GiB | with shared and mapped, GiB |"
     )
-    print("|---|---|" + "---|" * (2 * len(STAGES) + 2))
+    print("|---|---|" + "---|" * (2 * len(STAGES) + 3))
     for row in found:
         each = [f"{row[stage]['seconds']:.1f} | {row[stage]['gib']:.2f}" for stage in STAGES]
         seconds = sum(row[stage]["seconds"] for stage in STAGES)
-        peak = max(row[stage]["gib"] for stage in STAGES)
+        own, resident = (max(row[stage][name] for stage in STAGES) for name in ("gib", "resident_gib"))
         print(
-            f"| {row['pairs']:,} | {row['responses']:,} | {' | '.join(each)} | {seconds:.1f} | {peak:.2f} |", flush=True
+            f"| {row['pairs']:,} | {row['responses']:,} | {' | '.join(each)} | {seconds:.1f} | {own:.2f} | {resident:.2f} |"
         )
 
 
@@ -88,26 +91,29 @@ def measured(place: Path, num_conversations: int) -> dict:
 
 
 def _run(stage: str, config: Path) -> dict[str, float]:
-    """One job: seconds, and the peak of its processes' own memory."""
-    start, peak = time.monotonic(), 0
+    """One job: seconds, and the peaks of its processes' memory."""
+    start, own, resident = time.monotonic(), 0, 0
     job = subprocess.Popen([sys.executable, f"jobs/{stage}.py", "--config", str(config)])
     while job.poll() is None:
-        peak = max(peak, _memory(job.pid))
+        found = _memory(job.pid)
+        own, resident = max(own, found[0]), max(resident, found[1])
         time.sleep(_POLL_S)
     if job.returncode:
         sys.exit(f"{stage} failed")
-    return {"seconds": time.monotonic() - start, "gib": peak / 2**30}
+    return {"seconds": time.monotonic() - start, "gib": own / 2**30, "resident_gib": resident / 2**30}
 
 
-def _memory(pid: int) -> int:
-    """Bytes of a process and all below it that no other process holds."""
-    total = 0
+def _memory(pid: int) -> tuple[int, int]:
+    """Bytes of a process and all below it: those that no other process holds, and all, shared ones once for each process and
+    mapped files with what of them was read."""
+    own = resident = 0
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:
-            total += process.memory_full_info().uss
+            found = process.memory_full_info()
         except psutil.Error:
             continue
-    return total
+        own, resident = own + found.uss, resident + found.rss
+    return own, resident
 
 
 def _know_scores(config: Config, model: Path, responses: pa.ChunkedArray, *, seed: int) -> None:

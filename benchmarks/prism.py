@@ -82,10 +82,19 @@ def main(folder: str, conversations: str) -> None:
 
 
 def write_prism(folder: Path, num_conversations: int, *, seed: int = 0) -> dict[str, int]:
-    """survey.jsonl and utterances.jsonl; nothing where they are there already. Returns how much was written."""
+    """survey.jsonl and utterances.jsonl; nothing where they are there already. Returns how much was written.
+
+    Raises:
+        ValueError: another number of conversations is there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "size.json").exists():
-        return json.loads((folder / "size.json").read_text())
+        known = json.loads((folder / "size.json").read_text())
+        if known["conversations"] != num_conversations:
+            raise ValueError(
+                f"{folder}: has {known['conversations']} conversations and not {num_conversations}; name another folder"
+            )
+        return known
     random = np.random.default_rng([seed, 41])
     raters = _raters(max(len(RATERS), round(num_conversations / CONVERSATIONS_PER_RATER)))
     names = list(RATERS)

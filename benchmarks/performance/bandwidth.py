@@ -28,8 +28,10 @@ from scpo_ray.runtime import connect
 def main(folder: str, rounds: str = "5", conversations: str = "5000") -> None:
     """Measure; the table on stdout, all figures in FOLDER/bandwidth.json."""
     place = Path(folder).absolute()
-    write_prism(place / "prism", int(conversations))
-    table = prism.read(PrismConfig(path=str(place / "prism")), min_score_gap=0.0).responses.combine_chunks()
+    write_prism(place / f"prism_{conversations}", int(conversations))
+    table = prism.read(
+        PrismConfig(path=str(place / f"prism_{conversations}")), min_score_gap=0.0
+    ).responses.combine_chunks()
     connect()
     plain = np.random.default_rng(0).integers(0, 256, size=table.nbytes, dtype=np.uint8)
     comparison = Comparison(

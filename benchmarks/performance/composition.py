@@ -1,45 +1,89 @@
-"""What a model learns from as many pairs, by how they are put into batches: interactions by length, at random, pairs at random.
+"""What a model learns from as many pairs, by how they are put into batches, beside what TRL's RewardTrainer learns.
 
 python -m benchmarks.performance.composition FOLDER [STEPS [SEEDS [DATA [LEARNING_RATE]]]]
 
 MiniLM on the majority's pairs of DATA (workload.py), float32, STEPS optimiser steps of 16 interactions, or of as many pairs as
-these have in the mean; then its loss and accuracy on the test pairs, for SEEDS orders of the data.
+these have in the mean; then its loss and accuracy on the test pairs, for SEEDS orders of the data. TRL sees the pairs of the
+random interactions, in as many updates. Differences in accuracy are paired, of the means over the seeds, with standard errors
+over prompts.
 """
 
+import copy
+import json
 import statistics
 import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.performance.batches import backward
-from benchmarks.performance.training import Learned, Work, fresh, make_work
+from benchmarks.performance.rounds import machine, versions
+from benchmarks.performance.training import Learned, Work, fresh, make_work, with_trl
 from scpo_ray.packing import Packer, tokens_per_pass
 from scpo_ray.training.batches import PreferenceSet
 
 INTERACTIONS = 16
-WAYS = (("interactions", 16), ("interactions", 1), ("prompts", 1), ("pairs", 1))
+WAYS = (("interactions", 16), ("interactions", 1), ("prompts", 1), ("pairs", 1), ("TRL", 1))
 """`batching` and `length_window`; the first are the defaults."""
 
 
 def main(folder: str, steps: str = "16", seeds: str = "3", data: str = "opinions", learning_rate: str = "5e-5") -> None:
-    """Prints a table."""
+    """Prints a table, keeps FOLDER/composition.json."""
     torch.set_num_threads(2)
-    work = make_work(
-        Path(folder).absolute(), 200, int(steps), batch_size=INTERACTIONS, data=data, learning_rate=float(learning_rate)
-    )
+    place = Path(folder).absolute()
+    work = make_work(place, 200, int(steps), batch_size=INTERACTIONS, data=data, learning_rate=float(learning_rate))
     print(f"before: {work.test(fresh(work))}\n")
-    print("| batching | length_window | pairs seen | tokens | loss | accuracy | of each seed |")
-    print("|---|---|---|---|---|---|---|")
-    for batching, window in WAYS:
-        found = [learned(work, batching, window, int(steps), seed) for seed in range(int(seeds))]
-        pairs, tokens = (statistics.mean(each[part] for each in found) for part in (1, 2))
-        losses, accuracies = ([getattr(each[0], name) for each in found] for name in ("loss", "accuracy"))
-        print(
-            f"| {batching} | {window} | {pairs:,.0f} | {tokens:,.0f} | {statistics.mean(losses):.4f} | "
-            f"{statistics.mean(accuracies):.1%} | {', '.join(f'{each:.1%}' for each in accuracies)} |",
-            flush=True,
-        )
+    print("| batching | length_window | pairs seen | tokens | loss | accuracy | of each seed | beside TRL, points |")
+    print("|---|---|---|---|---|---|---|---|")
+    found: dict[str, list[tuple[Learned, int, int]]] = {}
+    for batching, window in reversed(WAYS):
+        name = f"{batching} | {window}"
+        learn = of_trl if batching == "TRL" else learned
+        found[name] = [learn(work, batching, window, int(steps), seed) for seed in range(int(seeds))]
+        print(row(name, found[name], beside(work, found[name], next(iter(found.values())))), flush=True)
+    about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), "versions": versions()}
+    each = {
+        name: [
+            {"loss": one.loss, "accuracy": one.accuracy, "pairs": pairs, "tokens": tokens} for one, pairs, tokens in of
+        ]
+        for name, of in found.items()
+    }
+    (place / "composition.json").write_text(json.dumps(about | {"ways": each}, indent=1) + "\n")
+
+
+def row(name: str, found: Sequence[tuple[Learned, int, int]], difference: str) -> str:
+    """Of the table."""
+    pairs, tokens = (statistics.mean(each[part] for each in found) for part in (1, 2))
+    losses, accuracies = ([getattr(each[0], name) for each in found] for name in ("loss", "accuracy"))
+    return (
+        f"| {name} | {pairs:,.0f} | {tokens:,.0f} | {statistics.mean(losses):.4f} | {statistics.mean(accuracies):.1%} | "
+        f"{', '.join(f'{each:.1%}' for each in accuracies)} | {difference} |"
+    )
+
+
+def beside(work: Work, ours: Sequence[tuple[Learned, int, int]], other: Sequence[tuple[Learned, int, int]]) -> str:
+    """The paired difference of two ways' accuracies, and its standard error over prompts."""
+    right = [np.mean([np.asarray(each.right, float) for each, *_ in way], axis=0) for way in (ours, other)]
+    differences = right[0] - right[1]
+    _, prompts = np.unique([pair.prompt_id for pair in work.held_out.preferences], return_inverse=True)
+    sums = np.bincount(prompts, weights=differences - differences.mean())
+    error = np.sqrt(np.square(sums).sum() * len(sums) / (len(sums) - 1)) / len(differences)
+    return f"{100 * differences.mean():+.1f} ({100 * error:.1f})"
+
+
+def of_trl(work: Work, batching: str, window: int, steps: int, seed: int) -> tuple[Learned, int, int]:
+    """As `learned`, by RewardTrainer, from the pairs that random interactions have under this seed."""
+    seen = copy.copy(work)
+    batches = work.data.batches(batch_size=INTERACTIONS, seed=seed, first_step=0, num_steps=steps, length_window=window)
+    seen.steps = [list(batch) for batch in batches]
+    seen.pairs = [[pair for item in batch for pair in item.pairs] for batch in seen.steps]
+    found: dict[str, Learned] = {}
+    with_trl(seen, found, bfloat16=False)
+    sides = [index for step in seen.pairs for pair in step for index in (pair.chosen, pair.rejected)]
+    return found["TRL"], seen.num_pairs, sum(len(work.sequences[index].input_ids) for index in sides)
 
 
 def learned(work: Work, batching: str, window: int, steps: int, seed: int) -> tuple[Learned, int, int]:

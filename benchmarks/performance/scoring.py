@@ -30,7 +30,10 @@ from scpo_ray.runtime import connect
 from scpo_ray.stages import score
 from scpo_ray.stages.scoring_job import cache_address
 
-NUM_INTERACTIONS, CEILING_TOKENS, LOOP_BATCH = 150, 2048, 32
+NUM_INTERACTIONS, NUM_TOKENS = 150, 50_000
+"""That are measured in this process, at least, where there are as many."""
+CEILING_TOKENS, LOOP_BATCH = 2048, 32
+CONVERSATIONS_OF_A_START = 2
 
 
 class Work:
@@ -44,10 +47,16 @@ class Work:
         self.formatter = Formatter(load_tokenizer(folder), config.format)
         rows = self.directory.read_table("prepared/responses.parquet")
         chosen = np.random.default_rng(0).permutation(rows["interaction_id"].unique().to_numpy(zero_copy_only=False))
-        self.interactions = [
-            rows.filter(pa.compute.equal(rows["interaction_id"], one)) for one in chosen[:NUM_INTERACTIONS]
-        ]
+        self.interactions: list[pa.Table] = []
+        tokens = 0
+        for one in chosen:
+            self.interactions.append(rows.filter(pa.compute.equal(rows["interaction_id"], one)))
+            tokens += sum(len(sequence.input_ids) for sequence in self.tokens_of(self.interactions[-1]))
+            if len(self.interactions) >= NUM_INTERACTIONS and tokens >= NUM_TOKENS:
+                break
         self.part = pa.concat_tables(self.interactions)
+        self.sequences = self.tokens_of(self.part)
+        self.num_tokens = tokens
 
     def tokens_of(self, rows: pa.Table) -> list:
         """Formatted sequences."""
@@ -66,7 +75,9 @@ def main(
     """Measure; the table on stdout, all figures in FOLDER/scoring_MODEL_DATA.json."""
     torch.set_num_threads(2)
     connect()
-    work = Work(prepared(Path(folder).absolute(), int(conversations), model, data))
+    place = Path(folder).absolute()
+    work = Work(prepared(place, int(conversations), model, data))
+    start = seconds_of_a_start(Work(prepared(place, CONVERSATIONS_OF_A_START, model)))
     score.run(work.config)
     known = rewards_of(work)
     check_equal(work, known)
@@ -80,9 +91,10 @@ def main(
         flops=flops_per_token(work),
         peaks=peaks(),
         notes={
-            "ceiling": "transformers' forward pass on batches without padding, tokens given",
+            "ceiling": "transformers' forward pass on batches without padding, tokens given, "
+            f"{1 - sum(batch.numel() for batch in ceiling_batches(work)) / work.num_tokens:.0%} of them cut off",
             "ceiling, bfloat16": "the same with weights in bfloat16",
-            "scpo_ray": "the whole stage, with the start of its actors",
+            "scpo_ray": f"the whole stage; it takes {start:.1f} s where there is next to nothing to score",
             "scpo_ray, bfloat16": f"`precision auto` where the processor has it; {agreement:.1%} of pairs in float32's order",
             "plain loop": f"{LOOP_BATCH} responses a batch, as they come, padded to the longest",
             "as published": "the responses of an interaction a batch",
@@ -105,8 +117,8 @@ def main(
 
 def flops_per_token(work: Work) -> float:
     """In the mean over the responses."""
-    lengths = [len(sequence.input_ids) for sequence in work.tokens_of(work.part)]
-    total = sum(lengths)
+    lengths = [len(sequence.input_ids) for sequence in work.sequences]
+    total = work.num_tokens
     mean = sum(length * length for length in lengths) / total  # what attention's part grows with
     return forward_flops(shape_of(work.config), num_tokens=total, mean_length=mean) / total
 
@@ -142,10 +154,21 @@ def stage(work: Work, precision: str, changes: Mapping[str, object] | None = Non
     return Measured(work.directory.require("scores", job="score").statistics["num_tokens"], seconds)
 
 
+def seconds_of_a_start(work: Work) -> float:
+    """Of the stage, the shortest of three, less what the forward passes take at the bare model's speed."""
+    found = min((stage(work, "bfloat16") for _ in range(3)), key=lambda one: one.seconds)
+    return found.seconds - found.amount / ceiling(work, work.narrow_model).rate
+
+
+def ceiling_batches(work: Work) -> list[torch.Tensor]:
+    """Of tokens, without padding."""
+    return list(rectangles(work.sequences, tokens=CEILING_TOKENS))
+
+
 @torch.inference_mode()
 def ceiling(work: Work, model: PreTrainedModel) -> Measured:
     """The bare model."""
-    batches = list(rectangles(work.tokens_of(work.part), tokens=CEILING_TOKENS))
+    batches = ceiling_batches(work)
     start = time.perf_counter()
     for batch in batches:
         model(input_ids=batch)

@@ -2,9 +2,10 @@
 
 python -m benchmarks.performance.steps FOLDER [ROUNDS [CONVERSATIONS [MODEL [DATA]]]]
 
-MODEL in float32 on a part of the responses of DATA (workload.py), in this process: RewardScorer from texts to rewards, and
-the training step's forward and backward passes. A ratio below 1 is what is lost without the step. Where DeBERTa is padded it
-attends as transformers does, too; where a decoder is, nothing is shared, and its last layer's MLP is whole.
+MODEL in float32, where nothing else is said, on a part of the responses of DATA (workload.py), in this process: RewardScorer
+from texts to rewards, and the training step's forward and backward passes. A ratio below 1 is what is lost without the step.
+Where DeBERTa is padded it attends as transformers does, too; where a decoder is, nothing is shared, and its last layer's MLP is
+whole.
 """
 
 import contextlib
@@ -73,6 +74,7 @@ class Scoring:
         self._shape = shape_of(work.config)
         folder = Path(work.directory.path("global_model"))
         make = partial(RewardScorer, folder, format_config=work.config.format, precision="float32", device="cpu")
+        narrow = partial(make, precision="bfloat16")
         self._scorers = {EVERYTHING: make(), "batches of 16,384 tokens": make(tokens_per_batch=16_384)}
         with patch("scpo_ray.scoring.can_pack", lambda model: False):
             self._scorers["with padding"] = make(tokens_per_batch=2048)
@@ -84,6 +86,8 @@ class Scoring:
         if self._scorers[EVERYTHING].shares:
             self._scorers["contexts once for each response"] = make()
             self._scorers["contexts once for each response"].shares = False
+        self._scorers |= {"bfloat16": narrow(), "bfloat16, weights too": narrow()}
+        _keep_products_bfloat16(self._scorers["bfloat16, weights too"]._model)
 
     def ways(self) -> dict[str, Callable[[], Measured]]:
         """Tokens of the responses, whatever is computed of them."""
@@ -110,6 +114,8 @@ class Scoring:
             "with padding": f"FLOPs predict {total / padded:.2f}",
             "the last layer's MLP for all tokens": f"FLOPs predict {(flops - last) / flops:.2f}",
             "one pass after the other": "as many FLOPs; threads wait for each other after every product",
+            "bfloat16": "autocast: weights of products are made narrow in every pass",
+            "bfloat16, weights too": "made narrow once; the same rewards to the bit",
             "batches of 16,384 tokens": "as many FLOPs; what a layer writes no longer stays in the caches",
         }
         if "contexts once for each response" in self._scorers:
@@ -178,6 +184,13 @@ class Training:
                 shared += sum((number - 1) * each for number, each in families)
             found["contexts once for each response"] = f"tokens predict {(total - shared) / total:.2f}"
         return found
+
+
+def _keep_products_bfloat16(model: nn.Module) -> None:
+    """Of linear layers, but the head's."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.partition(".")[0] not in ("score", "classifier"):
+            module.to(torch.bfloat16)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from trl import RewardConfig, RewardTrainer
 
 from benchmarks.performance.batches import rectangles
 from benchmarks.performance.rounds import Comparison, Measured
-from benchmarks.performance.workload import DATA, MODELS, bare_model, peaks, prepared, shape_of
+from benchmarks.performance.workload import DATA, MODELS, bare_model, name_of, peaks, prepared, shape_of
 from scpo_ray import models
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config
@@ -101,7 +101,8 @@ class Work:
             rewards[rows] = model(**self.formatter.pad([sequences[row] for row in rows])).logits.squeeze(-1).float()
         sides = torch.tensor([(pair.chosen, pair.rejected) for pair in self.held_out.preferences])
         margins = rewards[sides[:, 0]] - rewards[sides[:, 1]]
-        return Learned(-logsigmoid(margins).mean().item(), (margins > 0).float().mean().item(), len(margins))
+        right = (margins > 0).numpy()
+        return Learned(-logsigmoid(margins).mean().item(), float(right.mean()), len(margins), right)
 
     def test_once(self, model: PreTrainedModel, losses: dict[str, "Learned"], way: str) -> None:
         """In the first round: all rounds learn the same."""
@@ -122,6 +123,8 @@ class Learned:
     """Nats per pair."""
     accuracy: float
     num_pairs: int
+    right: np.ndarray | None = None
+    """Whether each pair is."""
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} of {self.num_pairs:,} test pairs right, loss {self.loss:.4f}"
@@ -149,6 +152,7 @@ def main(
     ways: dict[str, Callable[[], Measured]] = {
         "ceiling": lambda: ceiling(work, torch.float32),
         "ceiling, bfloat16": lambda: ceiling(work, torch.bfloat16),
+        "ceiling, bfloat16 by autocast": lambda: ceiling(work, torch.float32, autocast=True),
         "scpo_ray": lambda: ours(work, "float32", losses, stages),
         "scpo_ray, bfloat16": lambda: ours(work, "bfloat16", losses, stages),
         "TRL": lambda: with_trl(work, losses, bfloat16=False),
@@ -208,7 +212,7 @@ def make_work(
     changes = {"model": start, "epochs": 100.0, "max_steps": steps, "batch_size": batch_size}
     changes |= {"learning_rate": learning_rate, "length_window": 1}
     config = Config(
-        run_dir=str(folder / "training"),
+        run_dir=str(folder / f"training_{name_of(conversations, model, data)}"),
         prepare=known.prepare.model_dump() | {"validation_fraction": 0.0},  # its pass would be in scpo_ray's time
         train_global=changes | {"schedule": "constant", "warmup_fraction": 0.0, "weight_decay": 0.0},
     )
@@ -249,15 +253,22 @@ def ours(work: Work, precision: str, losses: dict[str, Learned], stages: list[Me
     return Measured(work.num_pairs, metrics["wall_time_s"])
 
 
-def ceiling(work: Work, dtype: torch.dtype) -> Measured:
-    """The bare model, forward and backward, over what the steps hold."""
+def ceiling(work: Work, dtype: torch.dtype, *, autocast: bool = False) -> Measured:
+    """The bare model, forward and backward, over what the steps hold.
+
+    Args:
+        dtype: of the weights.
+        autocast: products in bfloat16, whatever the weights are.
+    """
     model = fresh(work).to(dtype)
     sequences = [work.sequences[index] for batch in work.steps for item in batch for index in item.responses]
     wanted = sum(len(sequence.input_ids) for sequence in sequences)
     batches = list(rectangles(sequences, tokens=CEILING_TOKENS))
     start = time.perf_counter()
     for batch in batches:
-        model(input_ids=batch).logits.sum().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            rewards = model(input_ids=batch).logits
+        rewards.sum().backward()
     seconds = time.perf_counter() - start
     return Measured(work.num_pairs * sum(batch.numel() for batch in batches) / wanted, seconds)
 
@@ -334,8 +345,10 @@ def plain(work: Work, losses: dict[str, Learned]) -> Measured:
 
 
 def published(work: Work) -> Measured:
-    """Each side padded to 512 and passed by itself; the first batches."""
-    return _published(work, fresh(work), batches_per_update=1, num_batches=PUBLISHED_STEPS)
+    """Each side padded to 512 and passed by itself; the first batches, after one that nobody times."""
+    model = fresh(work)
+    _published(work, model, batches_per_update=1, num_batches=1)
+    return _published(work, model, batches_per_update=1, num_batches=PUBLISHED_STEPS)
 
 
 def learned_as_published(work: Work) -> Learned:

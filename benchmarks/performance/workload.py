@@ -39,7 +39,7 @@ def prepared(folder: Path, conversations: int, model: str = "minilm", data: str 
         data: of DATA (the real ones lie in the folder that SCPO_REAL_DATA names), or settings of `prepare`.
     """
     config = Config(
-        run_dir=str(folder / "run"),
+        run_dir=str(folder / f"run_{name_of(conversations, model, data)}"),
         prepare=data if isinstance(data, dict) else data_settings(folder, conversations, data),
         train_global=model_settings(folder, model) | {"max_steps": 1, "batch_size": 2, "precision": "float32"},
         score={"precision": "float32"},
@@ -49,11 +49,17 @@ def prepared(folder: Path, conversations: int, model: str = "minilm", data: str 
     return config
 
 
+def name_of(conversations: int, model: str, data: str | dict) -> str:
+    """Of what is kept of a workload, so that several have room in one folder."""
+    return f"{model}_{'own' if isinstance(data, dict) else data}_{conversations}"
+
+
 def data_settings(folder: Path, conversations: int, data: str) -> dict:
     """`prepare`, its files written or found."""
     if data == "prism":
-        write_prism(folder / "prism", conversations)
-        return {"datasets": ["prism"], "prism": {"path": str(folder / "prism")}}
+        place = folder / f"prism_{conversations}"
+        write_prism(place, conversations)
+        return {"datasets": ["prism"], "prism": {"path": str(place)}}
     return yaml.safe_load(os.path.expandvars(Path(f"jobs/experiments/{EXPERIMENTS[data]}.yaml").read_text()))["prepare"]
 
 
