@@ -129,7 +129,7 @@ def memory_table() -> Iterator[str]:
         adapters = shape.num_adapter_parameters(LORA_RANK)
         lora = state_bytes(shape.num_parameters, num_trained=adapters, zero_stage=3, num_devices=8)
         kept = activation_bytes(
-            shape, num_tokens=8 * 512, length=512, bytes_per_value=2, checkpointing=True, eager=False
+            shape, num_tokens=8 * 512, length=512, bytes_per_value=2, checkpointing=True, num_scores=0
         )
         cache = cache_bytes(shape, num_tokens=64 * 1024, bytes_per_value=2)
         traffic = gradient_traffic_bytes(

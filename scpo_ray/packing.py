@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from scpo_ray.attention import attend
 from scpo_ray.core.batching import families_of
 from scpo_ray.disentangled import attend_in_runs
 from scpo_ray.formatting import TokenSequence
@@ -243,17 +243,16 @@ def _attend(
     **_: object,
 ) -> tuple[Float[Tensor, "1 tokens heads size"], None]:
     """Attention within each sequence, by the signature of transformers' registry; no dropout."""
-    settings = {"scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
     is_causal = bool(getattr(module, "is_causal", False))
     sizes = [run.number * run.length if isinstance(run, Run) else run.num_tokens for run in runs]
     split = (each[0].split(sizes, dim=1) for each in (query, key, value))
     found = []
     for run, *states in zip(runs, *split, strict=True):
         if isinstance(run, Family):
-            found.append(_attend_in_family(run, *states, settings))
+            found.append(_attend_in_family(run, *states, scaling))
             continue
         by_sequence = (each.unflatten(1, run).transpose(0, 1) for each in states)
-        attended = functional.scaled_dot_product_attention(*by_sequence, is_causal=is_causal, **settings)
+        attended = attend(*by_sequence, is_causal=is_causal, scale=scaling)
         found.append(attended.transpose(1, 2).flatten(0, 1))  # was [sequences, heads, length, size]
     return torch.cat(found).unsqueeze(0), None
 
@@ -263,19 +262,18 @@ def _attend_in_family(
     query: Float[Tensor, "heads tokens size"],
     key: Float[Tensor, "kv_heads tokens size"],
     value: Float[Tensor, "kv_heads tokens size"],
-    settings: dict[str, Any],
+    scale: float | None,
 ) -> Float[Tensor, "tokens heads size"]:
     """Causal: what is shared sees itself, and each rest sees that and itself."""
     (queries, *own_queries), (keys, *own_keys), (values, *own_values) = (
         states.split([family.shared, *family.own], dim=1) for states in (query, key, value)
     )
-    attend = functional.scaled_dot_product_attention
-    found = [attend(queries[None], keys[None], values[None], is_causal=True, **settings)]
+    found = [attend(queries[None], keys[None], values[None], is_causal=True, scale=scale)]
     for own_query, own_key, own_value in zip(own_queries, own_keys, own_values, strict=True):
         seen_keys, seen_values = torch.cat([keys, own_key], dim=1), torch.cat([values, own_value], dim=1)
         size = own_query.shape[1]
         sees = torch.ones(size, family.shared + size, dtype=torch.bool, device=query.device).tril(family.shared)
-        found.append(attend(own_query[None], seen_keys[None], seen_values[None], attn_mask=sees, **settings))
+        found.append(attend(own_query[None], seen_keys[None], seen_values[None], sees=sees, scale=scale))
     return torch.cat(found, dim=2)[0].transpose(0, 1)
 
 

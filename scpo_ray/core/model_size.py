@@ -129,21 +129,28 @@ def state_bytes(num_parameters: int, *, num_trained: int, zero_stage: int, num_d
 
 
 def activation_bytes(
-    shape: TransformerShape, *, num_tokens: float, length: int, bytes_per_value: int, checkpointing: bool, eager: bool
+    shape: TransformerShape,
+    *,
+    num_tokens: float,
+    length: int,
+    bytes_per_value: int,
+    checkpointing: bool,
+    num_scores: int,
 ) -> float:
     """Bytes that a micro-batch keeps for its backward pass.
 
     Per token and layer: both normalisations' inputs and outputs (4 h), queries, keys, values, the attention's output, and the
-    MLP's inner values (gated: 4, else 2 of the inner size); where attention writes its scores, these twice. Checkpointing keeps
+    MLP's inner values (gated: 4, else 2 of the inner size); and what attention keeps of its scores. Checkpointing keeps
     a layer's input of every layer and the rest of one layer at a time.
 
     Args:
         num_tokens: padded tokens of a micro-batch.
-        eager: attention that writes its scores, heads x length per token; fused kernels keep none. The shape may say so too.
+        num_scores: how often scores are kept, heads x length per token: fused kernels keep none, products of them (attention.py)
+            the softmax, and eager attention two; so does a shape that writes them, whatever is said here.
     """
     attention = shape.head_size * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     inner = (4 if shape.gated_mlp else 2) * shape.intermediate_size
-    scores = 2 * shape.num_heads * length if eager or shape.writes_scores else 0
+    scores = (2 if shape.writes_scores else num_scores) * shape.num_heads * length
     layer = 4 * shape.hidden_size + attention + inner + scores
     per_token = shape.num_layers * shape.hidden_size + layer if checkpointing else shape.num_layers * layer
     return num_tokens * bytes_per_value * per_token

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from scpo_ray import hardware, model_files
 from scpo_ray.artifacts import Manifest, RunDirectory
+from scpo_ray.attention import LONGEST_BY_PRODUCTS
 from scpo_ray.capacity import Capacity
 from scpo_ray.config import Config, ModelConfig, OptimizationConfig
 from scpo_ray.core.model_size import (
@@ -269,7 +270,8 @@ def _training(
 
 def _pass_bytes(config: Config, train: OptimizationConfig, shape: TransformerShape, responses_per_item: float) -> float:
     """What a forward and backward pass over the longest micro-batch holds at its peak, on one device."""
-    width = 2 if resolved_precision(train.precision, on_gpu=train.use_gpu) == "bfloat16" else 4
+    precision = resolved_precision(train.precision, on_gpu=train.use_gpu)
+    width = 2 if precision == "bfloat16" else 4
     of_item = math.ceil(responses_per_item) * config.format.max_tokens
     tokens = math.ceil(train.batch_size / train.num_workers / train.accumulation_steps) * of_item
     if train.is_packed and train.num_workers == 1:
@@ -280,9 +282,16 @@ def _pass_bytes(config: Config, train: OptimizationConfig, shape: TransformerSha
         length=config.format.max_tokens,
         bytes_per_value=width,
         checkpointing=train.gradient_checkpointing,
-        eager=train.attention == "eager",
+        num_scores=_num_scores(train, precision, config.format.max_tokens),
     )
     return kept + backward_bytes(shape, num_tokens=tokens, bytes_per_value=width)
+
+
+def _num_scores(train: OptimizationConfig, precision: str, length: int) -> int:
+    """How often attention keeps its scores."""
+    if train.attention == "eager":
+        return 2
+    return int(train.is_packed and length <= LONGEST_BY_PRODUCTS[precision])
 
 
 def _passes(train: OptimizationConfig, num_items: int) -> float:

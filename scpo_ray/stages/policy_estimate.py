@@ -311,7 +311,7 @@ def _micro_batch_bytes(shape: TransformerShape, config: LearnerConfig, *, sequen
         length=int(sequence_length),
         bytes_per_value=width,
         checkpointing=config.gradient_checkpointing,
-        eager=config.attention == "eager",
+        num_scores=2 if config.attention == "eager" else 0,
     )
     written = backward_bytes(shape, num_tokens=config.tokens_per_micro_batch, bytes_per_value=width)
     return kept + written + logits_bytes(shape, num_tokens=config.tokens_per_micro_batch)

@@ -1,5 +1,7 @@
 """The cost model's arithmetic, by hand and against real models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -120,7 +122,7 @@ def test_activations_are_about_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = model(input_ids=tokens)
     expected = activation_bytes(
-        shape, num_tokens=4 * 96, length=96, bytes_per_value=4, checkpointing=False, eager=False
+        shape, num_tokens=4 * 96, length=96, bytes_per_value=4, checkpointing=False, num_scores=0
     )
     assert sum(kept.values()) == pytest.approx(expected, rel=0.2)
     assert output.logits.shape == (4, 1)
@@ -129,9 +131,13 @@ def test_activations_are_about_what_autograd_keeps():
 def test_activations_by_hand():
     settings = {"num_tokens": 10, "length": 5, "bytes_per_value": 2}
     layer = 4 * 8 + 4 * (2 * 2 + 2 * 1) + 4 * 20
-    assert activation_bytes(TINY, **settings, checkpointing=False, eager=False) == 10 * 2 * 2 * layer
-    assert activation_bytes(TINY, **settings, checkpointing=False, eager=True) == 10 * 2 * 2 * (layer + 2 * 2 * 5)
-    assert activation_bytes(TINY, **settings, checkpointing=True, eager=False) == 10 * 2 * (2 * 8 + layer)
+    assert activation_bytes(TINY, **settings, checkpointing=False, num_scores=0) == 10 * 2 * 2 * layer
+    assert activation_bytes(TINY, **settings, checkpointing=False, num_scores=1) == 10 * 2 * 2 * (layer + 2 * 5)
+    written = replace(TINY, writes_scores=True)
+    for number in (0, 1, 2):
+        kept = activation_bytes(written, **settings, checkpointing=False, num_scores=number)
+        assert kept == 10 * 2 * 2 * (layer + 2 * 2 * 5)
+    assert activation_bytes(TINY, **settings, checkpointing=True, num_scores=0) == 10 * 2 * (2 * 8 + layer)
     assert backward_bytes(TINY, num_tokens=10, bytes_per_value=2) == 10 * 2 * (3 * 20 + 2 * 8)
 
 
