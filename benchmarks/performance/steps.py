@@ -26,6 +26,7 @@ from benchmarks.performance.scoring import Work as ScoringWork
 from benchmarks.performance.training import Work as TrainingWork
 from benchmarks.performance.training import fresh, make_work
 from benchmarks.performance.workload import DATA, MODELS, prepared, shape_of
+from scpo_ray.attention import LONGEST_BY_PRODUCTS
 from scpo_ray.core.batching import families_of, packed_batches, token_budget_batches
 from scpo_ray.core.model_size import forward_flops
 from scpo_ray.narrowing import narrow_encoder
@@ -152,12 +153,30 @@ class Training:
 
     def ways(self) -> Mapping[str, Callable[[], Measured]]:
         """Pairs of the batch."""
-        return {name: partial(self._measure, *way) for name, way in self._ways.items()}
+        found = {name: partial(self._measure, *way) for name, way in self._ways.items()}
+        everything = partial(self._measure, *self._ways[EVERYTHING])
+        found["torch's attention"] = partial(everything, longest={})
+        found["bfloat16"] = partial(everything, bfloat16=True)
+        found["bfloat16, torch's attention"] = partial(everything, bfloat16=True, longest={})
+        return found
 
-    def _measure(self, model: nn.Module, data: PreferenceSet, inputs_of: InputsOf, most: int) -> Measured:
-        start = time.perf_counter()
-        num_pairs = backward(model, data.items, data, inputs_of, most=most)
-        seconds = time.perf_counter() - start
+    def _measure(
+        self,
+        model: nn.Module,
+        data: PreferenceSet,
+        inputs_of: InputsOf,
+        most: int,
+        *,
+        bfloat16: bool = False,
+        longest: Mapping[str, int] = LONGEST_BY_PRODUCTS,
+    ) -> Measured:
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+            patch("scpo_ray.attention.LONGEST_BY_PRODUCTS", longest),
+        ):
+            start = time.perf_counter()
+            num_pairs = backward(model, data.items, data, inputs_of, most=most)
+            seconds = time.perf_counter() - start
         model.zero_grad()
         return Measured(num_pairs, seconds)
 
@@ -175,6 +194,9 @@ class Training:
             "with padding": f"tokens predict {total / padded:.2f}",
             "responses once for each of their pairs": f"tokens predict {total / repeated:.2f}",
             "the batch in one pass": "as many FLOPs, and more memory",
+            "torch's attention": "the fused kernel for all lengths",
+            "bfloat16": "autocast",
+            "bfloat16, torch's attention": "the fused kernel for all lengths",
             "responses in the batch's order": "as many FLOPs, in more calls: those of equal length no longer attend together",
         }
         if "contexts once for each response" in self._ways:

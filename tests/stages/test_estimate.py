@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from scpo_ray.artifacts import RunDirectory
+from scpo_ray.attention import LONGEST_BY_PRODUCTS
 from scpo_ray.capacity import Capacity
 from scpo_ray.errors import ConfigError
 from scpo_ray.stages import plan, policy_estimate, preflight
@@ -100,6 +101,21 @@ def test_a_pass_without_padding_has_a_limit(prepared):
     padded = large | {"attention": "sdpa"}
     assert kept(**padded | {"batch_size": 100_000}) == pytest.approx(10 * kept(**padded))
     assert kept(**padded | {"gradient_checkpointing": True}) < kept(**padded)
+
+
+def test_scores_are_kept_of_short_texts_alone(prepared):
+    """Where products are the faster attention (scpo_ray/attention.py), one token more takes less memory."""
+
+    def kept(length: int, **settings: object) -> float:
+        changes = {f"train_global.{name}": value for name, value in (settings | {"batch_size": 10_000}).items()}
+        config = prepared.with_settings({"format.max_tokens": length, **changes})
+        (line,) = plan.make(config, RunDirectory(config.run_dir), ("train_global",), set(), LAPTOP)
+        return line.estimate.memory_bytes - line.estimate.least_bytes
+
+    for precision, longest in LONGEST_BY_PRODUCTS.items():
+        assert kept(longest, precision=precision) > 1.05 * kept(longest + 1, precision=precision)
+    padded = {"precision": "float32", "attention": "sdpa"}
+    assert kept(100, **padded) < kept(101, **padded)
 
 
 def test_tokens_are_counted_from_the_data(controlled_run):
