@@ -178,6 +178,7 @@ def main(
     comparison.notes = {
         "ceiling": "transformers' forward and backward pass on batches without padding, each response once; no optimiser",
         "ceiling, bfloat16": "the same with weights in bfloat16",
+        "ceiling, bfloat16 by autocast": "products in bfloat16, weights in float32",
         "scpo_ray": f"its steps; start and end of the stage: {start:.0f} s more; then {losses['scpo_ray']}",
         "scpo_ray, bfloat16": f"`precision auto` where the processor has it; then {losses['scpo_ray, bfloat16']}",
         "TRL, bfloat16": f"the same with `bf16`; then {losses['TRL, bfloat16']}",
