@@ -1,7 +1,7 @@
 """Attention of sequences of one length, on CPUs; where it learns from short texts, as batched products.
 
 torch's fused kernel for CPUs is made of small products. Backwards, with texts of some hundred tokens, these take longer than a
-few large ones: in bfloat16 they are the largest part of a small model's step (docs/performance.md). Products keep a token's
+few large ones (docs/performance.md). Products keep a token's
 scores for the backward pass, which the fused kernel computes again; scores are rounded to the products' precision.
 """
 
