@@ -1,8 +1,8 @@
 """Attention of sequences of one length, on CPUs; where it learns from short texts, as batched products.
 
-torch's fused kernel for CPUs is made of small products. Backwards, with texts of some hundred tokens, these take longer than a
-few large ones (docs/performance.md). Products keep a token's
-scores for the backward pass, which the fused kernel computes again; scores are rounded to the products' precision.
+torch's fused kernel for CPUs is made of small products. Backwards in bfloat16, with texts of some hundred tokens, these take
+longer than a few large ones (docs/performance.md). Products keep a token's scores for the backward pass, which the fused kernel
+computes again; scores are rounded to the products' precision.
 """
 
 import torch
@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-LONGEST_BY_PRODUCTS = {"bfloat16": 400, "float32": 100}
-"""Columns up to which products are faster than the fused kernel, by precision."""
+LONGEST_BY_PRODUCTS = {"bfloat16": 400}
+"""Columns up to which products are taken, by precision; in float32 a step takes as long with them."""
 _MOST_SCORES = 4 * 2**20
 """Bytes of scores that are written at a time, of one sequence and one head at least: they stay in the caches."""
 

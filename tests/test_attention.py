@@ -54,6 +54,7 @@ def fused(monkeypatch):
 @pytest.mark.parametrize("kind", ["full", "causal", "masked"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 def test_products_and_their_gradients_are_the_definitions(monkeypatch, fused, most, kind, heads, kv_heads):
+    monkeypatch.setitem(attention.LONGEST_BY_PRODUCTS, "float32", 100)
     monkeypatch.setattr(attention, "_MOST_SCORES", most)
     rows, columns = (5, 9) if kind == "masked" else (7, 7)
     flat, (query, key, value) = states(3, heads, kv_heads, rows, columns, 8)
@@ -73,7 +74,8 @@ def test_products_and_their_gradients_are_the_definitions(monkeypatch, fused, mo
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_the_scale_is_that_of_the_size():
+def test_the_scale_is_that_of_the_size(monkeypatch):
+    monkeypatch.setitem(attention.LONGEST_BY_PRODUCTS, "float32", 100)
     _, (query, key, value) = states(1, 2, 2, 6, 6, 16)
     torch.testing.assert_close(attend(query, key, value), attend(query, key, value, scale=0.25))
 
@@ -112,3 +114,5 @@ def test_products_are_for_short_texts_that_are_learned_from(fused):
                 attend(*states(1, 2, 2, 10, 10, 8)[1])
             assert fused == [10, 10]
             fused.clear()
+    attend(*states(1, 2, 2, 10, 10, 8)[1])  # in float32
+    assert fused == [10]

@@ -20,7 +20,7 @@ LENGTHS, TOKENS, HEADS = (20, 50, 100, 200, 300, 400, 512, 768), 1200, 12
 def main() -> None:
     """Prints a table."""
     torch.set_num_threads(2)
-    attention.LONGEST_BY_PRODUCTS.update(dict.fromkeys(attention.LONGEST_BY_PRODUCTS, max(LENGTHS)))
+    attention.LONGEST_BY_PRODUCTS.update(float32=max(LENGTHS), bfloat16=max(LENGTHS))
     print(f"| precision | attention | size of a head | {' | '.join(map(str, LENGTHS))} |")
     print("|---|---|---|" + "---|" * len(LENGTHS))
     for dtype in (torch.float32, torch.bfloat16):

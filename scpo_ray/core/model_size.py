@@ -135,7 +135,7 @@ def activation_bytes(
     length: int,
     bytes_per_value: int,
     checkpointing: bool,
-    num_scores: int,
+    num_scores: float,
 ) -> float:
     """Bytes that a micro-batch keeps for its backward pass.
 
@@ -145,8 +145,8 @@ def activation_bytes(
 
     Args:
         num_tokens: padded tokens of a micro-batch.
-        num_scores: how often scores are kept, heads x length per token: fused kernels keep none, products of them (attention.py)
-            the softmax, and eager attention two; so does a shape that writes them, whatever is said here.
+        num_scores: how often scores are kept, heads x length per token: fused kernels keep none, products (attention.py) the
+            softmax, of short texts alone, and eager attention two; so does a shape that writes them, whatever is said here.
     """
     attention = shape.head_size * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     inner = (4 if shape.gated_mlp else 2) * shape.intermediate_size

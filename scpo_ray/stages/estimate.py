@@ -287,11 +287,11 @@ def _pass_bytes(config: Config, train: OptimizationConfig, shape: TransformerSha
     return kept + backward_bytes(shape, num_tokens=tokens, bytes_per_value=width)
 
 
-def _num_scores(train: OptimizationConfig, precision: str, length: int) -> int:
-    """How often attention keeps its scores."""
+def _num_scores(train: OptimizationConfig, precision: str, length: int) -> float:
+    """How often attention keeps its scores, of texts up to this length: where short ones keep them, all may be short."""
     if train.attention == "eager":
         return 2
-    return int(train.is_packed and length <= LONGEST_BY_PRODUCTS[precision])
+    return min(1, LONGEST_BY_PRODUCTS.get(precision, 0) / length) if train.is_packed else 0
 
 
 def _passes(train: OptimizationConfig, num_items: int) -> float:
