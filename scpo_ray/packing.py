@@ -30,7 +30,7 @@ from scpo_ray.models import writes_in_forward
 from scpo_ray.narrowing import narrow_decoder, narrow_encoder
 
 _ATTENTION = "scpo_packed"
-_LARGEST_TENSOR, _LEAST_TOKENS = 48 * 2**20, 2048
+_LARGEST_TENSOR, _LEAST_TOKENS = 24 * 2**20, 2048
 """Bytes of a layer's MLP's inner values in one pass of training. Larger passes take as much more memory, and are hardly faster
 (docs/performance.md)."""
 

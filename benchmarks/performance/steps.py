@@ -143,6 +143,7 @@ class Training:
             EVERYTHING: (packed, data, packer.inputs_of, self._most),
             "with padding": (padded, data, work.formatter.pad, self._most),
             "responses once for each of their pairs": (packed, pairs, packer.inputs_of, self._most),
+            "passes twice as large": (packed, data, packer.inputs_of, 2 * self._most),
             "the batch in one pass": (packed, data, packer.inputs_of, 10**9),
         }
         in_order: InputsOf = lambda sequences: packer.pack(sequences, shares=True).inputs  # noqa: E731
@@ -158,6 +159,9 @@ class Training:
         found["torch's attention"] = partial(everything, longest={})
         found["bfloat16"] = partial(everything, bfloat16=True)
         found["bfloat16, torch's attention"] = partial(everything, bfloat16=True, longest={})
+        found["bfloat16, passes twice as large"] = partial(
+            self._measure, *self._ways["passes twice as large"], bfloat16=True
+        )
         return found
 
     def _measure(
@@ -193,10 +197,12 @@ class Training:
         found = {
             "with padding": f"tokens predict {total / padded:.2f}",
             "responses once for each of their pairs": f"tokens predict {total / repeated:.2f}",
-            "the batch in one pass": "as many FLOPs, and more memory",
+            "passes twice as large": f"{2 * most:,} tokens; as many FLOPs, and twice the memory",
+            "the batch in one pass": "as many FLOPs, and more memory still",
             "torch's attention": "the fused kernel for all lengths",
             "bfloat16": "autocast",
             "bfloat16, torch's attention": "the fused kernel for all lengths",
+            "bfloat16, passes twice as large": "as above",
             "responses in the batch's order": "as many FLOPs, in more calls: those of equal length no longer attend together",
         }
         if "contexts once for each response" in self._ways:
