@@ -66,14 +66,13 @@ def make_engine(
         parameter_groups(model, weight_decay=config.weight_decay),
         lr=learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
-        fused=True,  # one pass over memory: on a CPU a third of a small model's step is otherwise spent here
+        fused=True,  # one pass over memory, which otherwise shows in a small model's steps on a CPU
     )
     bfloat16 = uses_bfloat16(config.precision, device)
     settings = deepspeed_config(config, world_size=world_size, accumulation_steps=accumulation_steps, bfloat16=bfloat16)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     if world_size == 1 and config.zero_stage == 0:
-        # One rank has nothing to reduce, but DeepSpeed would copy every gradient into a bucket and back: a fifth of a
-        # small model's step on a CPU.
+        # One rank has nothing to reduce, but DeepSpeed would copy every gradient into a bucket and back.
         engine.enable_backward_allreduce = False
     return engine
 
