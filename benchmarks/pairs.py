@@ -1,11 +1,11 @@
 """How time and memory of the stages without a model grow with the number of pairs: prepare, select, evaluate.
 
-python -m benchmarks.pairs FOLDER [CONVERSATIONS ...]      # about 8.3 pairs a conversation; 1,200 to 120,000 by default
+python -m benchmarks.pairs FOLDER [ROUNDS [CONVERSATIONS ...]]     # about 8.3 pairs a conversation; 400 to 120,000 by default
 
 PRISM-shaped files (benchmarks/prism.py) go through the jobs as a user would start them, each in a process of its own.
 Nothing is trained, and nothing scored: eight small models take rewards that lie in the score cache already, so what is
 measured is everything else. Memory is the peak of the job and all its processes together, Ray's among them: what they hold for
-themselves, and beside it what is resident at all.
+themselves, and beside it what is resident at all. Sizes take turns; the table has medians.
 """
 
 import json
@@ -13,14 +13,15 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
 import pyarrow as pa
 
-from benchmarks.performance.rounds import machine
+from benchmarks.performance.rounds import circumstances
 from benchmarks.prism import MINORITIES, write_prism
 from scpo_ray import models
 from scpo_ray.artifacts import RunDirectory
@@ -31,31 +32,44 @@ from scpo_ray.stages import evaluate, recipes
 from scpo_ray.stages.global_model import global_model_address
 from scpo_ray.stages.scoring_job import cache_address, open_cache
 
-SIZES = (1200, 12_000, 120_000)
+SIZES = (400, 1200, 12_000, 120_000)
+"""With fewer than 400 a community has no test pairs."""
 STAGES = ("prepare", "select", "evaluate")
 _POLL_S = 0.2
 
 
-def main(folder: str, *sizes: str) -> None:
-    """Measure every size; print a table, keep FOLDER/pairs.json."""
+def main(folder: str, rounds: str = "5", *sizes: str) -> None:
+    """Measure every size, in turn; print a table, keep FOLDER/pairs.json."""
     place = Path(folder).absolute()
-    found = [measured(place, int(size)) for size in sizes or SIZES]
-    about = {"date": date.today().isoformat(), "machine": machine(), "sizes": found}
-    (place / "pairs.json").write_text(json.dumps(about, indent=2))
-    print(f"{about['date']}, {about['machine']}\n")
-    print(
-        "| pairs | responses | "
-        + " | ".join(f"{stage}, s | GiB" for stage in STAGES)
-        + " | together, s | peak, GiB | with shared and mapped, GiB |"
-    )
-    print("|---|---|" + "---|" * (2 * len(STAGES) + 3))
-    for row in found:
-        each = [f"{row[stage]['seconds']:.1f} | {row[stage]['gib']:.2f}" for stage in STAGES]
-        seconds = sum(row[stage]["seconds"] for stage in STAGES)
-        own, resident = (max(row[stage][name] for stage in STAGES) for name in ("gib", "resident_gib"))
-        print(
-            f"| {row['pairs']:,} | {row['responses']:,} | {' | '.join(each)} | {seconds:.1f} | {own:.2f} | {resident:.2f} |"
+    found: dict[int, list[dict]] = {int(size): [] for size in sizes or SIZES}
+    for _ in range(int(rounds)):
+        for size, known in found.items():
+            known.append(measured(place, size))
+            (place / "pairs.json").write_text(json.dumps(circumstances() | {"sizes": found}, indent=1) + "\n")
+    print(table(list(found.values())))
+
+
+def table(sizes: Sequence[Sequence[dict]]) -> str:
+    """Markdown: medians over the rounds of each size; of all three stages together, the fastest and the slowest round too."""
+    lines = [
+        f"| pairs | responses | {' | '.join(f'{stage}, s | GiB' for stage in STAGES)} | together, s | peak, GiB "
+        "| with shared and mapped, GiB |",
+        "|---|---|" + "---|" * (2 * len(STAGES) + 3),
+    ]
+    for rounds in sizes:
+        each = (
+            f"{median(one[stage]['seconds'] for one in rounds):.1f} | {median(one[stage]['gib'] for one in rounds):.2f}"
+            for stage in STAGES
         )
+        seconds = [sum(one[stage]["seconds"] for stage in STAGES) for one in rounds]
+        own, resident = (
+            median(max(one[stage][name] for stage in STAGES) for one in rounds) for name in ("gib", "resident_gib")
+        )
+        lines.append(
+            f"| {rounds[0]['pairs']:,} | {rounds[0]['responses']:,} | {' | '.join(each)} | {median(seconds):.1f} "
+            f"({min(seconds):.1f} to {max(seconds):.1f}) | {own:.2f} | {resident:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def measured(place: Path, num_conversations: int) -> dict:

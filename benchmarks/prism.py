@@ -2,11 +2,13 @@
 
 python -m benchmarks.prism FOLDER CONVERSATIONS
 
-writes survey.jsonl and utterances.jsonl. First turns have 4 responses, later ones 2; prompts, responses, turns and scores have
-the published means and deviations, countries their published numbers of raters. PRISM's texts are not to be had
-without its licence, so words are drawn: English ones as often as they are in Python's own help, and made-up rare ones, so that
-MiniLM's tokenizer makes of the texts what it makes of English: a token of 4.4 characters. A response leans to one of eight
-traits, which shows in a tenth of its words, and each country likes traits a little differently.
+writes survey.jsonl and utterances.jsonl. First turns have 4 responses, later ones 2; prompts, responses and scores have
+the published means and deviations, countries their published numbers of raters. A conversation has 1 and a Poisson number of
+turns: 27,172 turns in 8,011 conversations are their mean, and that `turn` is 1.2 in the mean over responses is their variance.
+
+PRISM's texts are not to be had without its licence, so words are drawn: English ones as often as they are in Python's own help,
+and made-up rare ones, so that MiniLM's tokenizer makes of the texts what it makes of English: a token of 4.4 characters. A
+response leans to one of eight traits, which shows in a tenth of its words, and each country likes traits a little differently.
 """
 
 import itertools
@@ -123,7 +125,7 @@ def _raters(number: int) -> np.ndarray:
 
 
 def _turns(numbers: range, raters: np.ndarray, random: np.random.Generator) -> Iterator[_Turn]:
-    lengths = np.minimum(random.geometric(1 / TURNS, size=len(numbers)), MAX_TURNS)
+    lengths = np.minimum(1 + random.poisson(TURNS - 1, size=len(numbers)), MAX_TURNS)
     drawn = random.integers(len(raters), size=len(numbers))
     for number, length, rater in zip(numbers, lengths, drawn, strict=True):
         for turn in range(length):

@@ -25,25 +25,31 @@ class Aim:
     part: str
     least: float
     name: str
-    other: str
-    """What it is a ratio to, in float32."""
+    others: tuple[str, ...]
+    """What it is a ratio to, in float32: the fastest of them."""
     others_narrow: tuple[str, ...]
-    """And in bfloat16: to the fastest of them."""
+    """And in bfloat16."""
 
 
 AIMS = (
-    Aim("scoring", 0.85, "0.85 of the bare forward pass", "ceiling", ("ceiling, bfloat16",)),
-    Aim("scoring", 6, "6 times the published way", PUBLISHED, (PUBLISHED,)),
+    Aim(
+        "scoring",
+        0.85,
+        "0.85 of the bare forward pass",
+        ("ceiling", "ceiling, two passes"),
+        ("ceiling, bfloat16", "ceiling, two passes, bfloat16"),
+    ),
+    Aim("scoring", 6, "6 times the published way", (PUBLISHED,), (PUBLISHED,)),
     Aim(
         "training",
         0.80,
         "0.80 of the bare forward and backward pass",
-        "ceiling",
+        ("ceiling",),
         ("ceiling, bfloat16", "ceiling, bfloat16 by autocast"),
     ),
-    Aim("training", 2, "twice TRL", "TRL", ("TRL, bfloat16",)),
-    Aim("training", 12, "12 times the published way", PUBLISHED, (PUBLISHED,)),
-    Aim("pipeline", 10, "10 times the published way", "", (PUBLISHED,)),
+    Aim("training", 2, "twice TRL", ("TRL",), ("TRL, bfloat16",)),
+    Aim("training", 12, "12 times the published way", (PUBLISHED,), (PUBLISHED,)),
+    Aim("pipeline", 10, "10 times the published way", (), (PUBLISHED,)),
 )
 
 
@@ -62,7 +68,7 @@ def table(kept: Mapping[str, Rounds]) -> str:
                 continue
             narrow = OURS if aim.part == "pipeline" else NARROW
             cells = [
-                _cell(rounds, OURS, (aim.other,), aim.least),
+                _cell(rounds, OURS, aim.others, aim.least),
                 _cell(rounds, narrow, aim.others_narrow, aim.least),
             ]
             if any(cells):

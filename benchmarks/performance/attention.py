@@ -1,24 +1,29 @@
 """Attention by products beside torch's fused kernel, by length: what scpo_ray/attention.py's limits are from.
 
-python -m benchmarks.performance.attention
+python -m benchmarks.performance.attention FOLDER
 
 Forwards and backwards, about 1,200 tokens, 12 heads, laid out as a layer hands them over. Prints how many times as long the fused
-kernel takes, the median of nine turns each.
+kernel takes, the median of nine turns each; keeps them in FOLDER/attention.json.
 """
 
+import json
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional
 
+from benchmarks.performance.rounds import circumstances
 from scpo_ray import attention
 
 LENGTHS, TOKENS, HEADS = (20, 50, 100, 200, 300, 400, 512, 768), 1200, 12
 
 
-def main() -> None:
+def main(folder: str) -> None:
     """Prints a table."""
+    kept: dict[str, list[float]] = {}
     torch.set_num_threads(2)
     attention.LONGEST_BY_PRODUCTS.update(float32=max(LENGTHS), bfloat16=max(LENGTHS))
     print(f"| precision | attention | size of a head | {' | '.join(map(str, LENGTHS))} |")
@@ -26,9 +31,15 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for is_causal in (False, True):
             for size in (32, 64):
-                found = [f"{ratio(length, size, dtype, is_causal=is_causal):.1f}" for length in LENGTHS]
-                kind = "causal" if is_causal else "full"
-                print(f"| {str(dtype).removeprefix('torch.')} | {kind} | {size} | {' | '.join(found)} |", flush=True)
+                found = [ratio(length, size, dtype, is_causal=is_causal) for length in LENGTHS]
+                row = f"{str(dtype).removeprefix('torch.')} | {'causal' if is_causal else 'full'} | {size}"
+                print(f"| {row} | {' | '.join(f'{one:.1f}' for one in found)} |", flush=True)
+                kept[row.replace(" |", ",")] = found
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "attention.json").write_text(
+        json.dumps(circumstances() | {"lengths": LENGTHS, "ratios": kept}, indent=1) + "\n"
+    )
 
 
 def ratio(length: int, size: int, dtype: torch.dtype, *, is_causal: bool) -> float:
@@ -54,4 +65,4 @@ def ratio(length: int, size: int, dtype: torch.dtype, *, is_causal: bool) -> flo
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,6 +1,7 @@
 """Batches that pad nothing, for ceilings and for single training steps. Needs torch alone."""
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 
 import torch
 from torch import nn
@@ -13,11 +14,14 @@ from scpo_ray.training.step import collate_items, normalizers, part_loss
 
 
 def rectangles(sequences: Sequence[TokenSequence], *, tokens: int) -> Iterator[torch.Tensor]:
-    """Batches of about `tokens` tokens in which nothing is padded: neighbours in length, cut to the shortest of them."""
+    """Batches of about `tokens` tokens in which nothing is padded: neighbours in length, all made as long as their mean.
+
+    Shorter ones begin once more where they end, so that there are as many tokens as in the sequences, up to rounding.
+    """
     lengths = [len(sequence.input_ids) for sequence in sequences]
     for rows in packed_batches(lengths, tokens_per_batch=tokens):
-        shortest = min(lengths[row] for row in rows)
-        yield torch.tensor([sequences[row].input_ids[:shortest] for row in rows])
+        size = round(sum(lengths[row] for row in rows) / len(rows))
+        yield torch.tensor([list(islice(cycle(sequences[row].input_ids), size)) for row in rows])
 
 
 def backward(model: nn.Module, items: Sequence[Item], data: PreferenceSet, inputs_of: InputsOf, *, most: int) -> int:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.performance.rounds import circumstances
 from benchmarks.performance.workload import data_settings, prepared
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.config import Config, LoraConfig
@@ -49,7 +50,7 @@ def main(folder: str, conversations: str = "300", number: str = "") -> None:
     rest = [overhead for _, overhead in list(found.values())[1:]]
     print(f"second to last: {statistics.median(rest):.2f} s in the median, {max(rest):.2f} s at most\n")
     print(table(list(found.values())))
-    (place / "communities.json").write_text(json.dumps(found, indent=1))
+    (place / "communities.json").write_text(json.dumps(circumstances() | {"communities": found}, indent=1) + "\n")
 
 
 def most_pairs(directory: RunDirectory, number: int) -> list[str]:
@@ -78,7 +79,7 @@ def overheads(directory: RunDirectory, began: float) -> dict[str, tuple[float, f
     for path in models:
         training = json.loads((path.parent / "metrics.json").read_text())["wall_time_s"]
         made = path.stat().st_mtime
-        found[path.parent.name] = (training, max(0.0, made - before - training))
+        found[path.parent.name] = (training, made - before - training)
         before = made
     return found
 

@@ -13,14 +13,13 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.performance.batches import backward
-from benchmarks.performance.rounds import machine, versions
+from benchmarks.performance.rounds import circumstances
 from benchmarks.performance.training import Learned, Work, fresh, make_work, with_trl
 from scpo_ray.packing import Packer, tokens_per_pass
 from scpo_ray.training.batches import PreferenceSet
@@ -44,14 +43,13 @@ def main(folder: str, steps: str = "16", seeds: str = "3", data: str = "opinions
         learn = of_trl if batching == "TRL" else learned
         found[name] = [learn(work, batching, window, int(steps), seed) for seed in range(int(seeds))]
         print(row(name, found[name], beside(work, found[name], next(iter(found.values())))), flush=True)
-    about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), "versions": versions()}
     each = {
         name: [
             {"loss": one.loss, "accuracy": one.accuracy, "pairs": pairs, "tokens": tokens} for one, pairs, tokens in of
         ]
         for name, of in found.items()
     }
-    (place / "composition.json").write_text(json.dumps(about | {"ways": each}, indent=1) + "\n")
+    (place / "composition.json").write_text(json.dumps(circumstances() | {"ways": each}, indent=1) + "\n")
 
 
 def row(name: str, found: Sequence[tuple[Learned, int, int]], difference: str) -> str:

@@ -8,6 +8,7 @@ longest with a mask, as TRL's trainer and a plain loop pass them. PRISM-shaped d
 take themselves, and of all of a kind: forwards, backwards.
 """
 
+import json
 import sys
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.performance import scoring, training
 from benchmarks.performance.batches import backward
 from benchmarks.performance.compiled import fresh, passes
+from benchmarks.performance.rounds import circumstances
 from benchmarks.performance.workload import prepared
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.packing import Packer, tokens_per_pass
@@ -38,7 +40,7 @@ KINDS = {
 
 
 def main(folder: str, model: str = "minilm", conversations: str = "60") -> None:
-    """Prints tables."""
+    """Prints tables, keeps FOLDER/profiled.json."""
     torch.set_num_threads(2)
     connect()
     place = Path(folder).absolute()
@@ -55,10 +57,14 @@ def main(folder: str, model: str = "minilm", conversations: str = "60") -> None:
             precision = "bfloat16" if bfloat16 else "float32"
             print(f"| {name} | {precision} | {sum(own.values()):.1f} | {' | '.join(shares(own))} |", flush=True)
             largest[f"{name}, {precision}"] = own
+    speed = tokens_per_s(work)
+    (place / "profiled.json").write_text(
+        json.dumps(circumstances() | {"seconds": largest, "tokenizer_tokens_per_s": speed}, indent=1) + "\n"
+    )
     for name, own in largest.items():
         most = (f"{operator} {seconds / sum(own.values()):.1%}" for operator, seconds in own.most_common(NUM_SHOWN))
         print(f"\n{name}: {', '.join(most)}")
-    print(f"\ntokenizer, all cores: {tokens_per_s(work):,.0f} tokens/s")
+    print(f"\ntokenizer, all cores: {speed:,.0f} tokens/s")
 
 
 def ways(work: scoring.Work, lessons: training.Work, *, bfloat16: bool) -> dict[str, Callable[[], object]]:

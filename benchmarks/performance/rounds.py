@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "trl")
 
@@ -83,8 +84,19 @@ class Comparison:
 
     def write(self, place: Path) -> None:
         """All figures, and where they were made, as JSON."""
-        about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), "versions": versions()}
-        place.write_text(json.dumps(asdict(self) | about, indent=1) + "\n")
+        place.write_text(json.dumps(asdict(self) | circumstances(), indent=1) + "\n")
+
+
+def circumstances() -> dict[str, Any]:
+    """When, on what machine, and with what code a figure is made."""
+    date = datetime.now(UTC).date().isoformat()
+    return {"date": date, "machine": machine(), "versions": versions(), "commit": commit()}
+
+
+def commit() -> str:
+    """Of this code, with a + where files differ from it; empty outside a repository."""
+    say = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    return subprocess.run(say, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def machine() -> str:
@@ -119,6 +131,11 @@ def page(files: Sequence[Path]) -> str:
         made = ", ".join(f"{name} {found}" for name, found in known["versions"].items())
         parts.append(
             f"### {comparison.title}\n\n{comparison.workload}\n\n    {comparison.command}\n\n{comparison.table()}\n\n"
-            f"Medians of {number} rounds in turn; {known['date']}, {known['machine']}; {made}."
+            f"Medians of {number} rounds in turn; {known['date']}{_at(known)}, {known['machine']}; {made}."
         )
     return "\n\n".join(parts)
+
+
+def _at(known: Mapping[str, Any]) -> str:
+    """The commit, where it is known."""
+    return f", commit {known['commit']}" if known.get("commit") else ""

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,10 @@ def main(
         flops=flops_per_token(work),
         peaks=peaks(),
         notes={
-            "ceiling": "transformers' forward pass on batches without padding, tokens given, "
-            f"{1 - sum(batch.numel() for batch in ceiling_batches(work)) / work.num_tokens:.0%} of them cut off",
-            "ceiling, bfloat16": "the same with weights in bfloat16",
+            "ceiling": "transformers' forward pass on batches without padding, tokens given",
+            "ceiling, two passes": "the same, two side by side with a thread each",
+            "ceiling, bfloat16": "weights in bfloat16",
+            "ceiling, two passes, bfloat16": "both",
             "scpo_ray": f"the whole stage; it takes {start:.1f} s where there is next to nothing to score",
             "scpo_ray, bfloat16": f"`precision auto` where the processor has it; {agreement:.1%} of pairs in float32's order",
             "plain loop": f"{LOOP_BATCH} responses a batch, as they come, padded to the longest",
@@ -102,7 +104,9 @@ def main(
     )
     ways: dict[str, Callable[[], Measured]] = {
         "ceiling": lambda: ceiling(work, work.model),
+        "ceiling, two passes": lambda: ceiling(work, work.model, num_passes=2),
         "ceiling, bfloat16": lambda: ceiling(work, work.narrow_model),
+        "ceiling, two passes, bfloat16": lambda: ceiling(work, work.narrow_model, num_passes=2),
         "scpo_ray": lambda: stage(work, "float32"),
         "scpo_ray, bfloat16": lambda: stage(work, "bfloat16"),
         "plain loop": lambda: loop(
@@ -160,19 +164,30 @@ def seconds_of_a_start(work: Work) -> float:
     return found.seconds - found.amount / ceiling(work, work.narrow_model).rate
 
 
-def ceiling_batches(work: Work) -> list[torch.Tensor]:
-    """Of tokens, without padding."""
-    return list(rectangles(work.sequences, tokens=CEILING_TOKENS))
+def ceiling(work: Work, model: PreTrainedModel, *, num_passes: int = 1) -> Measured:
+    """The bare model.
 
+    Args:
+        num_passes: side by side, which share this process's threads.
+    """
+    batches = list(rectangles(work.sequences, tokens=CEILING_TOKENS))
+    num_threads = torch.get_num_threads()
 
-@torch.inference_mode()
-def ceiling(work: Work, model: PreTrainedModel) -> Measured:
-    """The bare model."""
-    batches = ceiling_batches(work)
-    start = time.perf_counter()
-    for batch in batches:
+    @torch.inference_mode()
+    def forward(batch: torch.Tensor) -> None:
+        torch.set_num_threads(num_threads // num_passes)
         model(input_ids=batch)
-    return Measured(sum(batch.numel() for batch in batches), time.perf_counter() - start)
+
+    start = time.perf_counter()
+    if num_passes == 1:
+        for batch in batches:
+            forward(batch)
+    else:
+        with ThreadPoolExecutor(num_passes) as threads:
+            list(threads.map(forward, batches))
+    seconds = time.perf_counter() - start
+    torch.set_num_threads(num_threads)
+    return Measured(sum(batch.numel() for batch in batches), seconds)
 
 
 def loop(work: Work, batches: list[pa.Table]) -> Measured:
