@@ -4,9 +4,9 @@ python -m benchmarks.gpu FOLDER [SIZE [ROUNDS [CONVERSATIONS [DEVICE]]]]      # 
 
 Needs torch, transformers and this package alone: what is measured is what Ray's actors and DeepSpeed's ranks call inside
 (RewardScorer; collate, part_loss and backward, with torch's AdamW). A Llama-shaped model with random weights takes
-PRISM-shaped texts (benchmarks/prism.py). First a few rewards and gradients are compared with float32 on the CPU, and must
-agree; then all ways take turns, with an update a step each. DEVICE cpu runs the same on a machine without a GPU. TRL takes
-part where it is installed. 8B are only scored.
+PRISM-shaped texts (benchmarks/prism.py). First a few rewards and gradients, in float32 and in bfloat16, are compared with
+float32 on the CPU, and must agree; then all ways take turns, with an update a step each. DEVICE cpu runs the same on a machine
+without a GPU. TRL takes part where it is installed. 8B are only scored.
 """
 
 import math
@@ -34,7 +34,10 @@ from scpo_ray.training.step import collate_items, normalizers, part_loss
 ONLY_SCORED = ("8B",)
 """Training takes 16 bytes a parameter and more."""
 CEILING_TOKENS, LOOP_BATCH, PUBLISHED_LENGTH = 8192, 16, 512
-LARGEST_DIFFERENCE, LEAST_COSINE = 0.1, 0.99
+LARGEST_DIFFERENCE = {"float32": 0.001, "bfloat16": 0.1}
+"""Of rewards, in their standard deviations."""
+LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99}
+"""Of gradients."""
 NUM_COMPARED, MICRO_TOKENS, LEARNING_RATE = 32, 8192, 1e-5
 NOTES = {
     "scoring": {
@@ -43,7 +46,7 @@ NOTES = {
     },
     "training": {
         "ceiling, bfloat16": "forward and backward pass without padding, each response once; no optimiser",
-        "as published": f"float32, padded to {PUBLISHED_LENGTH}",
+        "as published": f"float32, padded to a multiple of {PUBLISHED_LENGTH}",
     },
 }
 
@@ -130,34 +133,40 @@ def pieces(indices: Sequence[int], size: int) -> Iterator[list[int]]:
 def compared_rewards(work: Work) -> str:
     """What the device's rewards are beside float32 on the CPU."""
     few = slice(0, NUM_COMPARED)
-    rewards = {}
-    for name, device in (("float32", "cpu"), ("bfloat16", str(work.device))):
-        scorer = RewardScorer(work.folder, format_config=format_config(), precision=name, device=device)
-        rewards[device, name] = scorer.score(work.contexts[few], work.responses[few]).rewards
-    exact, found = rewards["cpu", "float32"], rewards[str(work.device), "bfloat16"]
-    off = np.abs(found - exact).max() / exact.std()
-    about = (
-        f"Rewards in bfloat16 of {len(exact)} responses are off float32's on the CPU by {off:.3f} of their standard deviation "
-        "at most."
-    )
-    if not off < LARGEST_DIFFERENCE:
-        sys.exit(f"{work.device}: {about} That is more than {LARGEST_DIFFERENCE}: nothing is measured")
-    return about
+
+    def rewards(precision: str, device: str) -> np.ndarray:
+        scorer = RewardScorer(work.folder, format_config=format_config(), precision=precision, device=device)
+        return scorer.score(work.contexts[few], work.responses[few]).rewards
+
+    exact, said = rewards("float32", "cpu"), []
+    for precision, most in LARGEST_DIFFERENCE.items():
+        off = np.abs(rewards(precision, str(work.device)) - exact).max() / exact.std()
+        said.append(
+            f"Rewards in {precision} of {len(exact)} responses are off float32's on the CPU by {off:.5f} of their standard "
+            "deviation at most."
+        )
+        if not off < most:
+            sys.exit(f"{work.device}: {said[-1]} That is more than {most}: nothing is measured")
+    return " ".join(said)
 
 
 def compared_gradients(work: Work) -> str:
-    """The cosine between the gradients of a few interactions, on the device under autocast and on the CPU in float32."""
-    items = work.data.items[:2]
-    found = []
-    for device, bfloat16 in ((torch.device("cpu"), False), (work.device, True)):
+    """The cosine between the gradients of a few interactions, on the device and on the CPU in float32."""
+
+    def gradient(device: torch.device, precision: str) -> torch.Tensor:
         model = work.model(device=device)
-        backward(model, items, work, device, bfloat16=bfloat16)
-        found.append(torch.cat([each.grad.flatten().cpu() for each in model.parameters() if each.grad is not None]))
-    cosine = torch.nn.functional.cosine_similarity(*found, dim=0).item()
-    about = f"The gradient of two interactions has a cosine of {cosine:.5f} with float32's on the CPU."
-    if not cosine > LEAST_COSINE:
-        sys.exit(f"{work.device}: {about} That is less than {LEAST_COSINE}: nothing is measured")
-    return about
+        backward(model, work.data.items[:2], work, device, bfloat16=precision == "bfloat16")
+        return torch.cat([each.grad.flatten().cpu() for each in model.parameters() if each.grad is not None])
+
+    exact, said = gradient(torch.device("cpu"), "float32"), []
+    for precision, least in LEAST_COSINE.items():
+        cosine = torch.nn.functional.cosine_similarity(exact, gradient(work.device, precision), dim=0).item()
+        said.append(
+            f"The gradient of two interactions in {precision} has a cosine of {cosine:.5f} with float32's on the CPU."
+        )
+        if not cosine > least:
+            sys.exit(f"{work.device}: {said[-1]} That is less than {least}: nothing is measured")
+    return " ".join(said)
 
 
 def backward(
@@ -255,40 +264,23 @@ def plain(work: Work, length: int | None, *, bfloat16: bool) -> Measured:
 
 
 def with_trl(work: Work) -> Measured:
-    """RewardTrainer with tokens made before, no checkpointing of gradients."""
-    import datasets
-    from trl import RewardConfig, RewardTrainer
+    """RewardTrainer, by length."""
+    from benchmarks.performance.with_trl import seconds_of_trl
 
     pairs = [pair for step in work.steps() for item in step for pair in item.pairs]
-    rows = {
-        "chosen_ids": [work.sequences[pair.chosen].input_ids for pair in pairs],
-        "rejected_ids": [work.sequences[pair.rejected].input_ids for pair in pairs],
-        "length": [
-            max(len(work.sequences[index].input_ids) for index in (pair.chosen, pair.rejected)) for pair in pairs
-        ],
-    }
-    settings = RewardConfig(
-        output_dir=str(work.folder.parent / "trl"),
-        per_device_train_batch_size=LOOP_BATCH,
-        gradient_accumulation_steps=math.ceil(math.ceil(len(pairs) / LOOP_BATCH) / len(work.steps())),
-        num_train_epochs=1,
+    seconds = seconds_of_trl(
+        work.model(),
+        models.load_tokenizer(work.folder),
+        pairs,
+        work.sequences,
+        folder=work.folder.parent / "trl",
         learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        max_length=None,
-        train_sampling_strategy="group_by_length",
-        remove_unused_columns=False,  # else the lengths are
-        gradient_checkpointing=False,
-        bf16=True,
-        use_cpu=work.device.type == "cpu",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
+        batch_size=LOOP_BATCH,
+        accumulation_steps=math.ceil(math.ceil(len(pairs) / LOOP_BATCH) / len(work.steps())),
+        order="group_by_length",
+        bfloat16=True,
     )
-    data = datasets.Dataset.from_dict(rows)
-    trainer = RewardTrainer(
-        work.model(), settings, train_dataset=data, processing_class=models.load_tokenizer(work.folder)
-    )
-    return Measured(len(pairs), timed(work.device, trainer.train))
+    return Measured(len(pairs), seconds)
 
 
 def _moved(inputs: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -58,8 +58,7 @@ def main(folder: str, rounds: str = "5", model: str = "minilm") -> None:
             flops=flops(model_shape, trains=trains),
             peaks=found,
         )
-        comparison.run(ways, int(rounds))
-        comparison.write(Path(folder) / f"compiled_{part}_{model}.json")
+        comparison.run(ways, int(rounds), keep=Path(folder) / f"compiled_{part}_{model}.json")
         print(comparison.table())
 
 

@@ -46,11 +46,17 @@ class Comparison:
     peaks: dict[str, float] = field(default_factory=dict)
     """Precision -> FLOPs per second of this machine's dense matrix products."""
 
-    def run(self, ways: Mapping[str, Callable[[], Measured]], number: int) -> None:
-        """Measure all ways in turn, `number` times; says each figure as it comes."""
+    def run(self, ways: Mapping[str, Callable[[], Measured]], number: int, *, keep: Path | None = None) -> None:
+        """Measure all ways in turn, `number` times; says each figure as it comes.
+
+        Args:
+            keep: written after each round, so that nothing is lost where a later one breaks off.
+        """
         for _ in range(number):
             for name, way in ways.items():
                 self.add({name: way()})
+            if keep is not None:
+                self.write(keep)
 
     def add(self, found: Mapping[str, Measured]) -> None:
         """What was measured of one way, or of several, in one more round; said as it comes."""

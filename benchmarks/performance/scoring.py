@@ -114,8 +114,7 @@ def main(
         ),
         "as published": lambda: loop(work, work.interactions),
     }
-    comparison.run(ways, int(rounds))
-    comparison.write(Path(folder) / f"scoring_{model}_{data}.json")
+    comparison.run(ways, int(rounds), keep=place / f"scoring_{model}_{data}.json")
     print(comparison.table())
 
 

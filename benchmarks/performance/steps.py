@@ -60,8 +60,7 @@ def main(folder: str, rounds: str = "5", conversations: str = "60", model: str =
         ("training", "pairs", lessons.ways(), lessons.predictions()),
     ):
         comparison = Comparison(f"Steps: {part}, {model}, {data}", command, unit, f"{about}.", notes=notes)
-        comparison.run(ways, int(rounds))
-        comparison.write(place / f"steps_{part}_{model}_{data}.json")
+        comparison.run(ways, int(rounds), keep=place / f"steps_{part}_{model}_{data}.json")
         print(comparison.table())
 
 

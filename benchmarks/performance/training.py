@@ -16,15 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
-from trl import RewardConfig, RewardTrainer
 
 from benchmarks.performance.batches import rectangles
 from benchmarks.performance.rounds import Comparison, Measured
+from benchmarks.performance.with_trl import seconds_of_trl
 from benchmarks.performance.workload import DATA, MODELS, bare_model, name_of, peaks, prepared, shape_of
 from scpo_ray import models
 from scpo_ray.artifacts import RunDirectory
@@ -171,7 +170,7 @@ def main(
         flops=flops_per_pair(work),
         peaks=peaks(),
     )
-    comparison.run(ways, int(rounds))
+    comparison.run(ways, int(rounds), keep=place / f"training_{model}_{data}.json")
     comparison.rounds |= stages
     comparison.notes = {
         "ceiling": "transformers' forward and backward pass on batches without padding, each response once; no optimiser",
@@ -188,12 +187,12 @@ def main(
         "plain loop": f"{LOOP_BATCH} pairs a batch, padded to the longest; then {losses['plain loop']}",
         "as published": f"{PUBLISHED_BATCH} pairs a batch, padded to {PUBLISHED_LENGTH}; the first {PUBLISHED_STEPS} timed",
     }
-    comparison.write(Path(folder) / f"training_{model}_{data}.json")
+    comparison.write(place / f"training_{model}_{data}.json")
     if "as published" in ways:
         comparison.notes["as published"] += (
             f"; after all of them, {work.num_updates(PUBLISHED_BATCH)} updates, {learned_as_published(work)}"
         )
-        comparison.write(Path(folder) / f"training_{model}_{data}.json")
+        comparison.write(place / f"training_{model}_{data}.json")
     print(comparison.table())
 
 
@@ -283,44 +282,20 @@ def with_trl(
     batch_size: int = TRL_BATCH,
     order: str = "group_by_length",
 ) -> Measured:
-    """RewardTrainer with tokens made before.
-
-    Args:
-        batch_size: pairs of a pass.
-        order: of transformers' Trainer; by length, batches of similar lengths come in turn.
-    """
-    pairs = [pair for step in work.pairs for pair in step]
-    chosen, rejected = work.of_pairs(pairs)
-    rows = {
-        "chosen_ids": [one.input_ids for one in chosen],
-        "rejected_ids": [one.input_ids for one in rejected],
-        "length": [max(len(a.input_ids), len(b.input_ids)) for a, b in zip(chosen, rejected, strict=True)],
-    }
-    settings = RewardConfig(
-        output_dir=str(Path(work.config.run_dir).parent / "trl"),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=work.batches_per_update(batch_size),
-        num_train_epochs=1,
-        learning_rate=work.learning_rate,
-        lr_scheduler_type="constant",
-        max_length=None,
-        train_sampling_strategy=order,
-        remove_unused_columns=False,  # else the lengths are
-        gradient_checkpointing=False,
-        bf16=bfloat16,
-        use_cpu=True,
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
+    """RewardTrainer; see `seconds_of_trl`."""
     model = fresh(work)
-    trainer = RewardTrainer(
-        model, settings, train_dataset=datasets.Dataset.from_dict(rows), processing_class=work.tokenizer
+    seconds = seconds_of_trl(
+        model,
+        work.tokenizer,
+        [pair for step in work.pairs for pair in step],
+        work.sequences,
+        folder=Path(work.config.run_dir).parent / "trl",
+        learning_rate=work.learning_rate,
+        batch_size=batch_size,
+        accumulation_steps=work.batches_per_update(batch_size),
+        order=order,
+        bfloat16=bfloat16,
     )
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
     work.test_once(model, losses, "TRL, bfloat16" if bfloat16 else "TRL")
     return Measured(work.num_pairs, seconds)
 

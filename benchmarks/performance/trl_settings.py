@@ -46,8 +46,7 @@ def main(
         f"{DATA[data].format(conversations=conversations)}.",
         notes={name: f"{work.num_updates(way.keywords['batch_size'])} updates" for name, way in ways.items()},
     )
-    comparison.run(ways, int(rounds))
-    comparison.write(Path(folder) / f"trl_settings_{model}_{data}.json")
+    comparison.run(ways, int(rounds), keep=Path(folder) / f"trl_settings_{model}_{data}.json")
     print(comparison.table())
 
 
