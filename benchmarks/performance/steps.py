@@ -196,7 +196,7 @@ class Training:
         found = {
             "with padding": f"tokens predict {total / padded:.2f}",
             "responses once for each of their pairs": f"tokens predict {total / repeated:.2f}",
-            "passes twice as large": f"{2 * most:,} tokens; as many FLOPs, and twice the memory",
+            "passes twice as large": f"{2 * most:,} tokens; as many FLOPs, and more memory",
             "the batch in one pass": "as many FLOPs, and more memory still",
             "torch's attention": "the fused kernel for all lengths",
             "bfloat16": "autocast",
