@@ -265,7 +265,7 @@ def plain(work: Work, length: int | None, *, bfloat16: bool) -> Measured:
 
 def with_trl(work: Work) -> Measured:
     """RewardTrainer, by length."""
-    from benchmarks.performance.with_trl import seconds_of_trl
+    from benchmarks.performance.trl_trainer import seconds_of_trl
 
     pairs = [pair for step in work.steps() for item in step for pair in item.pairs]
     seconds = seconds_of_trl(

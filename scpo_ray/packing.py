@@ -31,7 +31,7 @@ from scpo_ray.narrowing import narrow_decoder, narrow_encoder
 
 _ATTENTION = "scpo_packed"
 _LARGEST_TENSOR, _LEAST_TOKENS = 24 * 2**20, 2048
-"""Bytes of a layer's MLP's inner values in one pass of training. Larger passes take as much more memory, and are no faster
+"""Bytes of a layer's MLP's inner values in one pass of training. Larger passes take more memory, and are no faster
 (docs/performance.md)."""
 
 _ENCODERS = ("bert", "roberta", "xlm-roberta", "deberta-v2")

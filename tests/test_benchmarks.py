@@ -12,7 +12,7 @@ from benchmarks.performance import aims
 from benchmarks.performance.batches import rectangles
 from benchmarks.performance.communities import overheads
 from benchmarks.performance.communities import table as table_of_communities
-from benchmarks.performance.rounds import Comparison, Measured, page
+from benchmarks.performance.rounds import Comparison, Measured, commit, page
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.formatting import TokenSequence
 from scpo_ray.packing import tokens_per_pass
@@ -45,7 +45,7 @@ class TestRatios:
         assert self.COMPARISON.table() in text
         assert "\n\n    a command\n\n" in text
         assert "Medians of 3 rounds" in text
-        assert ", commit " in text
+        assert (f", commit {commit()}, " in text) == bool(commit())  # of a repository
 
     def test_an_aim_is_beside_the_fastest_and_marked_where_it_is_missed(self):
         kept = {

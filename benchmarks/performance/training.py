@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.performance.batches import rectangles
 from benchmarks.performance.rounds import Comparison, Measured
-from benchmarks.performance.with_trl import seconds_of_trl
+from benchmarks.performance.trl_trainer import seconds_of_trl
 from benchmarks.performance.workload import DATA, MODELS, bare_model, name_of, peaks, prepared, shape_of
 from scpo_ray import models
 from scpo_ray.artifacts import RunDirectory
