@@ -61,7 +61,7 @@ class TestRatios:
         _, _, ceiling, published = aims.table(kept).splitlines()
         assert ceiling == (
             "| scoring: 0.85 of the bare forward pass | MiniLM, votes | 3 | 0.90 (0.80 to 1.00) | "
-            "0.80 (0.50 to 0.90), **missed** |"
+            "0.80 (0.50 to 0.90) †, **missed** |"
         )
         assert published == (
             "| scoring: 6 times the published way | MiniLM, votes | 3 | 4.0 (3.3 to 9.0), **missed** | 10.0 (6.0 to 16.0) |"

@@ -78,7 +78,8 @@ def table(kept: Mapping[str, Rounds]) -> str:
 
 
 def _cell(rounds: Rounds, ours: str, others: tuple[str, ...], least: float) -> str:
-    """The median of the rounds' ratios to the fastest of the others, the smallest and the largest, and whether it is enough."""
+    """The median of the rounds' ratios to the fastest of the others, the smallest and the largest, whether some of the others
+    were not measured beside it (†), and whether it is enough."""
     known = [rounds[name] for name in others if name in rounds]
     if not known:
         return ""
@@ -86,5 +87,6 @@ def _cell(rounds: Rounds, ours: str, others: tuple[str, ...], least: float) -> s
     ratios = [own / other for own, other in zip(rounds[ours], fastest, strict=True)]
     median = statistics.median(ratios)
     digits = 2 if least < 3 else 1
+    part = " †" if len(known) < len(others) else ""
     missed = "" if median >= least else ", **missed**"
-    return f"{median:.{digits}f} ({min(ratios):.{digits}f} to {max(ratios):.{digits}f}){missed}"
+    return f"{median:.{digits}f} ({min(ratios):.{digits}f} to {max(ratios):.{digits}f}){part}{missed}"
