@@ -40,7 +40,8 @@ class Estimate:
     num_tokens: float
     flops: float
     memory_bytes: float | None
-    """Per device, weights and what a step keeps; the framework's own needs come on top."""
+    """Per device, weights and what a step keeps; the framework's own needs come on top, on CPUs the allocator's holes too
+    (docs/scale.md)."""
     seconds: float | None
     sent_bytes: float = 0.0
     """Between nodes: gradients, or weights on their way to rollout engines; of each device."""
