@@ -12,6 +12,7 @@ from benchmarks.performance import aims
 from benchmarks.performance.batches import rectangles
 from benchmarks.performance.communities import overheads
 from benchmarks.performance.communities import table as table_of_communities
+from benchmarks.performance.composition import beside
 from benchmarks.performance.rounds import Comparison, Measured, commit, page
 from scpo_ray.artifacts import RunDirectory
 from scpo_ray.formatting import TokenSequence
@@ -66,6 +67,14 @@ class TestRatios:
         assert published == (
             "| scoring: 6 times the published way | MiniLM, votes | 3 | 4.0 (3.3 to 9.0), **missed** | 10.0 (6.0 to 16.0) |"
         )
+
+
+def test_a_difference_between_ways_is_as_uncertain_as_prompts_and_seeds_are():
+    ours = np.array([[1, 1, 1, 0], [1, 0, 0, 1]])
+    other = np.array([[0, 0, 1, 0], [1, 0, 0, 1]])
+    found = beside(ours, other, ["one", "one", "another", "another"])
+    assert found.accuracy == 0.25
+    assert found.error**2 == pytest.approx(1 / 16 + 1 / 16)  # prompts: sums of ±1/2; seeds: means of 1/2 and 0
 
 
 def of(ids: list[int]) -> TokenSequence:
