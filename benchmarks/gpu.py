@@ -3,10 +3,11 @@
 python -m benchmarks.gpu FOLDER [SIZE [ROUNDS [CONVERSATIONS [DEVICE]]]]      # SIZE: tiny, 0.1B, 1B, 8B
 
 Needs torch, transformers and this package alone: what is measured is what Ray's actors and DeepSpeed's ranks call inside
-(RewardScorer; collate, part_loss and backward, with torch's AdamW). A Llama-shaped model with random weights takes
+(RewardScorer; collate, part_loss and backward, with torch's AdamW). Where Ray is installed the stages themselves take part too
+(gpu_stages.py), where TRL is its trainer; vLLM neither scores nor trains. A Llama-shaped model with random weights takes
 PRISM-shaped texts (benchmarks/prism.py). First a few rewards and gradients, in float32 and in bfloat16, are compared with
 float32 on the CPU, and must agree; then all ways take turns, with an update a step each. DEVICE cpu runs the same on a machine
-without a GPU. TRL takes part where it is installed. 8B are only scored.
+without a GPU. 8B are only scored.
 """
 
 import math
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +33,9 @@ from scpo_ray.scoring import RewardScorer
 from scpo_ray.training.batches import Item, Preference
 from scpo_ray.training.step import collate_items, normalizers, part_loss
 
+if TYPE_CHECKING:
+    from benchmarks.gpu_stages import Stages
+
 ONLY_SCORED = ("8B",)
 """Training takes 16 bytes a parameter and more."""
 CEILING_TOKENS, LOOP_BATCH, PUBLISHED_LENGTH = 8192, 16, 512
@@ -43,10 +48,13 @@ NOTES = {
     "scoring": {
         "ceiling, bfloat16": "forward pass on batches without padding, tokens given",
         "as published": "float32",
+        "scpo_ray, whole stage, bfloat16": "on Ray, from files to a table",
     },
     "training": {
         "ceiling, bfloat16": "forward and backward pass without padding, each response once; no optimiser",
         "as published": f"float32, padded to a multiple of {PUBLISHED_LENGTH}",
+        "scpo_ray on Ray, bfloat16": "the steps of the stage, of other pairs of these data, by their tokens",
+        "scpo_ray on Ray, whole stage, bfloat16": "with its start and end, in a Ray that is up",
     },
 }
 
@@ -58,6 +66,7 @@ def main(folder: str, size: str = "1B", rounds: str = "5", conversations: str = 
     parameters = f"{work.shape.num_parameters / 1e9:.2f} B parameters"
     about = f"{parameters}, Llama-shaped, {conversations} PRISM-shaped conversations, {name}."
     command = f"python -m benchmarks.gpu FOLDER {size} {rounds} {conversations} {device}"
+    stages = stages_of(work)
     peaks = {name: matrix_flops(work.device, getattr(torch, name)) for name in ("float32", "bfloat16")}
     for part, unit, compare, flops, measure in (
         ("scoring", "tokens", compared_rewards, flops_per_token, measure_scoring),
@@ -74,12 +83,21 @@ def main(folder: str, size: str = "1B", rounds: str = "5", conversations: str = 
             flops=flops(work),
             peaks=peaks,
         )
-        measure(work, comparison, int(rounds))
+        measure(work, comparison, int(rounds), stages)
         comparison.write(Path(folder) / f"gpu_{part}_{size}.json")
         print(f"{comparison.workload}\n\n{comparison.table()}\n")
 
 
-def measure_scoring(work: Work, comparison: Comparison, rounds: int) -> None:
+def stages_of(work: Work) -> "Stages | None":
+    """None where Ray is not installed."""
+    if find_spec("ray") is None:
+        return None
+    from benchmarks.gpu_stages import Stages
+
+    return Stages(work, learning_rate=LEARNING_RATE)
+
+
+def measure_scoring(work: Work, comparison: Comparison, rounds: int, stages: "Stages | None") -> None:
     """All ways, in turn."""
     scorer = RewardScorer(work.folder, format_config=format_config(), precision="bfloat16", device=str(work.device))
     narrow, wide = work.model(torch.bfloat16).eval(), work.model().eval()
@@ -90,10 +108,12 @@ def measure_scoring(work: Work, comparison: Comparison, rounds: int) -> None:
         "plain loop, bfloat16": lambda: loop(work, narrow, batches),
         "as published": lambda: loop(work, wide, work.interactions),
     }
+    if stages is not None:
+        ways["scpo_ray, whole stage, bfloat16"] = stages.scored
     comparison.run(ways, rounds)
 
 
-def measure_training(work: Work, comparison: Comparison, rounds: int) -> None:
+def measure_training(work: Work, comparison: Comparison, rounds: int, stages: "Stages | None") -> None:
     """All ways, in turn."""
     ways: dict[str, Callable[[], Measured]] = {
         "ceiling, bfloat16": lambda: training_ceiling(work),
@@ -103,7 +123,12 @@ def measure_training(work: Work, comparison: Comparison, rounds: int) -> None:
     }
     if find_spec("trl") is not None:
         ways["TRL, bfloat16"] = lambda: with_trl(work)
+    whole: list[Measured] = []
+    if stages is not None:
+        ways["scpo_ray on Ray, bfloat16"] = lambda: trained(stages, whole)
     comparison.run(ways, rounds)
+    if whole:
+        comparison.rounds["scpo_ray on Ray, whole stage, bfloat16"] = whole
 
 
 def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -236,6 +261,13 @@ def ours(work: Work) -> Measured:
             optimizer.zero_grad()
 
     return Measured(num_pairs(work), timed(work.device, run))
+
+
+def trained(stages: "Stages", whole: list[Measured]) -> Measured:
+    """The stage's steps, and in `whole` all of it."""
+    steps, all_of_it = stages.trained()
+    whole.append(all_of_it)
+    return steps
 
 
 def plain(work: Work, length: int | None, *, bfloat16: bool) -> Measured:

@@ -25,9 +25,10 @@ MAX_TOKENS, STEPS, INTERACTIONS_PER_STEP = 1024, 3, 32
 
 @dataclass(frozen=True)
 class Work:
-    """A model on disk, and formatted responses with their pairs."""
+    """A model on disk, files of texts, and formatted responses with their pairs."""
 
     folder: Path
+    texts_at: Path
     device: torch.device
     formatter: Formatter
     shape: TransformerShape
@@ -83,6 +84,7 @@ def prepared(folder: Path, size: str, conversations: int, device: torch.device) 
     data = PreferenceSet(sequences, preferences, batching="interactions")
     return Work(
         place,
+        texts_at,
         device,
         formatter,
         models.shape_of(place),
