@@ -49,14 +49,16 @@ def test_where_ray_is_installed_the_stages_take_part(ray_cluster, tmp_path, monk
 
     monkeypatch.setattr(gpu_work, "STEPS", 2)
     monkeypatch.setattr(gpu_work, "INTERACTIONS_PER_STEP", 4)
-    gpu.main(str(tmp_path), "tiny", "1", "9", "cpu")
+    gpu.main(str(tmp_path), "tiny", "2", "9", "cpu")
+    scores = RunDirectory(str(tmp_path / "model_tiny_stages")).require("scores", job="score").statistics
+    assert scores["num_cached"] == 0, "every round scores anew"
     scoring, training = (
         json.loads((tmp_path / f"gpu_{part}_tiny.json").read_text())["rounds"] for part in ("scoring", "training")
     )
     whole, inside = (scoring[way][0] for way in ("scpo_ray, whole stage, bfloat16", "scpo_ray, bfloat16"))
     assert whole["amount"] == inside["amount"], "the same texts, in the same tokens"
     assert whole["seconds"] > inside["seconds"]
-    steps, stage = (training[f"scpo_ray on Ray, {part}bfloat16"][0] for part in ("", "whole stage, "))
+    steps, stage = (training[f"scpo_ray on Ray, {part}bfloat16"][-1] for part in ("", "whole stage, "))
     metrics = RunDirectory(str(tmp_path / "model_tiny_trained")).read_json("global_model/metrics.json")
     assert steps["seconds"] == metrics["wall_time_s"] < stage["seconds"]
     assert metrics["num_steps"] == 2
